@@ -1,0 +1,306 @@
+//! Bodies to objects: media types, field validation, types.
+
+use rkube_api::decode::documents;
+use rkube_api::field::{ErrorKind, FieldError};
+use rkube_api::proto;
+use rkube_api::resources::Gvk;
+use rkube_api::status::{Named, Status};
+use rkube_api::strict;
+use rkube_api::types::{self, Type};
+use serde_json::Value;
+
+use super::{json, normal};
+use crate::options::FieldValidation;
+use crate::request::BodyType;
+
+/// The media types of bodies.
+const BODY_TYPES: [&str; 3] = [
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+];
+
+/// What a body is read as.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    /// The type that the path stands for.
+    pub(crate) gvk: Gvk,
+    /// What happens to unknown and doubled fields.
+    pub(crate) validation: FieldValidation,
+    /// Report fields that are missing: for kinds without a validation of their own.
+    pub(crate) required: bool,
+}
+
+impl Expected {
+    fn ty(&self) -> Result<&'static Type, Status> {
+        let Gvk {
+            group,
+            version,
+            kind,
+        } = self.gvk;
+        types::by_gvk(group, version, kind)
+            .or_else(|| types::by_kind("v1", kind))
+            .ok_or_else(|| Status::internal(&format!("no type for {kind}")))
+    }
+}
+
+/// Reads JSON or YAML; the second part names doubled keys.
+///
+/// # Errors
+/// 415 for another media type, 400 where the text is broken.
+pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<String>), Status> {
+    match body_type {
+        BodyType::Json | BodyType::JsonPatch | BodyType::MergePatch | BodyType::StrategicPatch => {
+            json::parse(bytes).map_err(|e| {
+                let why = if e.is_eof() {
+                    "unexpected end of JSON input".to_owned()
+                } else {
+                    e.to_string()
+                };
+                Status::bad_request(format!("{UNTYPED}{why}"))
+            })
+        }
+        BodyType::Yaml => {
+            let mut documents = documents(bytes, "body")
+                .map_err(|e| Status::bad_request(format!("error parsing YAML: {e}")))?;
+            match (documents.pop(), documents.is_empty()) {
+                (Some(document), true) => Ok((document.value, Vec::new())),
+                _ => Err(Status::bad_request("the body must be one YAML document")),
+            }
+        }
+        BodyType::Protobuf => {
+            let object = proto::decode(bytes).map_err(|e| Status::bad_request(e.to_string()))?;
+            Ok((object, Vec::new()))
+        }
+        BodyType::ApplyPatch | BodyType::Unknown => {
+            Err(Status::unsupported_media_type(&BODY_TYPES))
+        }
+    }
+}
+
+const UNTYPED: &str = "couldn't get version/kind; json parse error: ";
+/// What upstream's decoder says of JSON that is no object, in the words of its library.
+const NO_OBJECT: &str = r#"into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+/// Bytes of a broken body that the answer shows.
+const SUMMARY_BYTES: usize = 30;
+
+/// As [`value`], for a body that is to be an object of a kind.
+///
+/// # Errors
+/// As [`value`]; what cannot be read is shown in part.
+pub(crate) fn read(
+    kind: &str,
+    bytes: &[u8],
+    body_type: BodyType,
+) -> Result<(Value, Vec<String>), Status> {
+    let unrecognized = |why: &str| {
+        let shown = summary(bytes);
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
+        ))
+    };
+    match value(bytes, body_type) {
+        Ok((value, _)) if body_type == BodyType::Json && !value.is_object() => {
+            let what = match value {
+                Value::Array(_) => "array",
+                Value::String(_) => "string",
+                Value::Number(_) => "number",
+                Value::Bool(_) => "bool",
+                // `null` is an empty object to upstream.
+                _ => return Ok((Value::Object(serde_json::Map::new()), Vec::new())),
+            };
+            let why = format!("{UNTYPED}json: cannot unmarshal {what} {NO_OBJECT}");
+            Err(unrecognized(&why))
+        }
+        Err(status) if status.code == 400 && body_type == BodyType::Json => {
+            Err(unrecognized(&status.message))
+        }
+        other => other,
+    }
+}
+
+/// The beginning of a body: text where it looks like an object, else hexadecimal.
+fn summary(bytes: &[u8]) -> String {
+    let part = &bytes[..bytes.len().min(SUMMARY_BYTES)];
+    let shown = match part.first() {
+        None => return "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(part).into_owned(),
+        Some(_) => part.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let more = if part.len() < bytes.len() { " ..." } else { "" };
+    shown + more
+}
+
+/// Checks a decoded body against its type and brings it into normal form. Adds warnings.
+///
+/// # Errors
+/// 400 for another type than expected, for values that do not fit and, where asked for, for
+/// unknown and doubled fields; 422 for values outside a closed set and for missing ones.
+pub(crate) fn object(
+    mut object: Value,
+    doubled: Vec<String>,
+    expected: &Expected,
+    warnings: &mut Vec<String>,
+) -> Result<Value, Status> {
+    let gvk = &expected.gvk;
+    let Some(map) = object.as_object_mut() else {
+        return Err(Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: the body must be an object",
+            gvk.kind, gvk.version, gvk.kind
+        )));
+    };
+    let text = |name: &str| map.get(name).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let own = gvk.api_version();
+    // Bodies of `Status`, options and the like may come with another version of `meta`.
+    if !api_version.is_empty() && api_version != own {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({own})"
+        )));
+    }
+    if !kind.is_empty() && kind != gvk.kind {
+        return Err(Status::bad_request(format!(
+            "the kind in the data ({kind}) does not match the expected kind ({})",
+            gvk.kind
+        )));
+    }
+    map.insert("apiVersion".into(), own.into());
+    map.insert("kind".into(), gvk.kind.into());
+    let ty = expected.ty()?;
+    let errors = if expected.required {
+        strict::check_required(&object, ty)
+    } else {
+        strict::check(&object, ty)
+    };
+    let name = object.pointer("/metadata/name").and_then(Value::as_str);
+    sort_out(errors, &doubled, expected, name.unwrap_or(""), warnings)?;
+    normal::object(&mut object, ty);
+    Ok(object)
+}
+
+/// Most warnings about fields of one request, as upstream's strict decoder stops too.
+const WARNINGS_MAX: usize = 100;
+
+fn sort_out(
+    errors: Vec<FieldError>,
+    doubled: &[String],
+    expected: &Expected,
+    name: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    let gvk = &expected.gvk;
+    let mut problems: Vec<String> = doubled
+        .iter()
+        .map(|path| format!("duplicate field {path:?}"))
+        .collect();
+    let mut invalid = Vec::new();
+    for error in errors {
+        match error.kind {
+            ErrorKind::Unknown => {
+                problems.push(format!("unknown field {:?}", error.path.to_string()))
+            }
+            // Kinds with a validation of their own tell it beside everything else.
+            ErrorKind::NotSupported if !expected.required => {}
+            ErrorKind::NotSupported | ErrorKind::Required => invalid.push(error),
+            _ => {
+                return Err(Status::bad_request(format!(
+                    "{} in version {:?} cannot be handled as a {}: {error}",
+                    gvk.kind, gvk.version, gvk.kind
+                )));
+            }
+        }
+    }
+    match expected.validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => warnings.extend(problems.into_iter().take(WARNINGS_MAX)),
+        FieldValidation::Strict if problems.is_empty() => {}
+        FieldValidation::Strict => {
+            return Err(Status::strict_decoding(gvk.kind, gvk.version, &problems));
+        }
+    }
+    if invalid.is_empty() {
+        return Ok(());
+    }
+    let named = Named {
+        group: gvk.group,
+        resource: gvk.kind,
+        name,
+    };
+    Err(Status::invalid(named, &invalid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG_MAP: Gvk = Gvk {
+        group: "",
+        version: "v1",
+        kind: "ConfigMap",
+    };
+
+    fn read(
+        text: &str,
+        body_type: BodyType,
+        validation: FieldValidation,
+    ) -> Result<(Value, Vec<String>), Status> {
+        let expected = Expected {
+            gvk: CONFIG_MAP,
+            validation,
+            required: false,
+        };
+        let (body, doubled) = value(text.as_bytes(), body_type)?;
+        let mut warnings = Vec::new();
+        object(body, doubled, &expected, &mut warnings).map(|o| (o, warnings))
+    }
+
+    #[test]
+    fn field_validation_has_three_answers() {
+        let text = r#"{"metadata": {"name": "a", "name": "b"}, "foo": 1}"#;
+        let (object, warnings) = read(text, BodyType::Json, FieldValidation::Warn).unwrap();
+        assert_eq!(
+            warnings,
+            [
+                r#"duplicate field "metadata.name""#,
+                r#"unknown field "foo""#
+            ]
+        );
+        assert_eq!(object["metadata"]["name"], "b");
+        assert_eq!(object["kind"], "ConfigMap");
+        assert!(object.get("foo").is_none());
+        let strict = read(text, BodyType::Json, FieldValidation::Strict).unwrap_err();
+        assert_eq!(
+            strict.message,
+            r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: duplicate field "metadata.name", unknown field "foo""#
+        );
+        assert!(
+            read(text, BodyType::Json, FieldValidation::Ignore)
+                .unwrap()
+                .1
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn other_types_are_refused() {
+        for (text, code) in [
+            (r#"{"kind": "Secret"}"#, 400),
+            (r#"{"apiVersion": "v2"}"#, 400),
+            (r#"{"data": 1}"#, 400),
+            ("[]", 400),
+            ("{", 400),
+        ] {
+            let status = read(text, BodyType::Json, FieldValidation::Ignore).unwrap_err();
+            assert_eq!(status.code, code, "{text}");
+        }
+        let yaml = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: b\n";
+        let (object, _) = read(yaml, BodyType::Yaml, FieldValidation::Strict).unwrap();
+        assert_eq!(object["data"]["a"], "b");
+        assert_eq!(
+            read(yaml, BodyType::Unknown, FieldValidation::Strict)
+                .unwrap_err()
+                .code,
+            415
+        );
+    }
+}

@@ -1,0 +1,571 @@
+//! One group of processes across all hierarchies: making, joining, listing
+//! and removing it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::file::{Dir, flat_value, write_once};
+use crate::hierarchy::{Controller, Hierarchies, Hierarchy, Version};
+use crate::needs::Select;
+use crate::path::CgroupPath;
+use crate::tree::{
+    SHOWN_PIDS, collect_pids, open_child, open_error, remove_in, remove_tree, tree_pids,
+};
+
+/// What a new process writes to each of [`AttachFds::tasks`] to move itself.
+pub const JOIN_SELF: &[u8] = b"0";
+
+/// A group with its directory in each hierarchy it was made or found in.
+#[derive(Debug)]
+pub struct Cgroup {
+    hierarchies: Arc<Hierarchies>,
+    path: CgroupPath,
+    members: Vec<Member>,
+}
+
+/// The group's directory in one hierarchy.
+#[derive(Debug)]
+struct Member {
+    hierarchy: usize,
+    dir: Dir,
+}
+
+/// Descriptors with which a new process joins a group. All close on exec.
+#[derive(Debug)]
+pub struct AttachFds {
+    /// The v2 directory, for `clone3` with `CLONE_INTO_CGROUP` (Linux 5.7):
+    /// the process starts there, at no cost.
+    pub clone_into: Option<OwnedFd>,
+    /// The v1 `tasks` files, open for writing, in any order. The new process
+    /// writes [`JOIN_SELF`] to each *while it is single-threaded*: the kernel
+    /// then skips the RCU wait (see the crate's documentation). It may have
+    /// changed its user namespace before (the rights are those of whoever
+    /// opened the file, Linux 5.16), but not its cgroup namespace, whose
+    /// root is the group at the moment it is made: unshare that one after
+    /// joining, and never in the same `clone3`, where the root would be the
+    /// parent's group even with `CLONE_INTO_CGROUP`.
+    pub tasks: Vec<OwnedFd>,
+}
+
+impl Cgroup {
+    /// Makes a new group for processes. Groups above it are made as needed
+    /// and kept.
+    ///
+    /// An existing group of that name is taken for the remains of a crash:
+    /// without processes it is removed and made anew (no old limit, freeze or
+    /// event count survives), otherwise the call is refused. Where a step fails,
+    /// the directories this call has made are removed again.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`], [`Error::Frozen`] (here or above),
+    /// [`Error::MissingController`], [`Error::InternalProcess`], or the
+    /// directory or file that the kernel refused.
+    pub fn create(
+        hierarchies: &Arc<Hierarchies>,
+        path: &CgroupPath,
+        select: Select,
+    ) -> Result<Self> {
+        Self::make(hierarchies, path, select, true)
+    }
+
+    /// Makes a group that holds other groups, or opens it where it exists;
+    /// nothing in it is changed then, except that v2 controllers are enabled
+    /// above it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`], without the first two.
+    pub fn ensure(
+        hierarchies: &Arc<Hierarchies>,
+        path: &CgroupPath,
+        select: Select,
+    ) -> Result<Self> {
+        Self::make(hierarchies, path, select, false)
+    }
+
+    fn make(
+        hierarchies: &Arc<Hierarchies>,
+        path: &CgroupPath,
+        select: Select,
+        fresh: bool,
+    ) -> Result<Self> {
+        for controller in Controller::ALL {
+            if select.needs().contains(controller) && !hierarchies.missing(&[controller]).is_empty()
+            {
+                return Err(hierarchies.missing_error(controller, &format!("cgroup {path}")));
+            }
+        }
+        let mut group = Self {
+            hierarchies: Arc::clone(hierarchies),
+            path: path.clone(),
+            members: Vec::new(),
+        };
+        let mut made = Vec::new();
+        for (index, hierarchy) in hierarchies.list().iter().enumerate() {
+            if !select.takes(hierarchy, hierarchies.mode()) {
+                continue;
+            }
+            match group.make_in(hierarchy, select, fresh, &mut made) {
+                Ok(dir) => group.members.push(Member {
+                    hierarchy: index,
+                    dir,
+                }),
+                Err(error) => {
+                    for parent in &made {
+                        let parent: &Dir = parent;
+                        // Best effort: the first error is the one to tell,
+                        // and the next create clears what is left.
+                        let _ = parent.rmdir(path.name());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    /// Makes the directory in one hierarchy. The parent of a directory that
+    /// was made goes to `made`.
+    fn make_in(
+        &self,
+        hierarchy: &Hierarchy,
+        select: Select,
+        fresh: bool,
+        made: &mut Vec<Dir>,
+    ) -> Result<Dir> {
+        let parent = match hierarchy.version() {
+            Version::V1 => self.parent_v1(hierarchy)?,
+            Version::V2 => self.parent_v2(hierarchy, select)?,
+        };
+        let name = self.path.name();
+        let mut new = parent.mkdir(name)?;
+        if !new && fresh {
+            let old = open_child(&parent, name)?;
+            let pids = tree_pids(&old)?;
+            if !pids.is_empty() {
+                return Err(Error::NotEmpty {
+                    path: old.path().to_owned(),
+                    pids: pids.into_iter().take(SHOWN_PIDS).collect(),
+                });
+            }
+            remove_tree(&parent, name, Instant::now(), Duration::ZERO, 0)?;
+            new = parent.mkdir(name)?;
+        }
+        let dir = open_child(&parent, name)?;
+        if new {
+            let checked = self.finish_new(hierarchy, &parent, &dir, fresh);
+            made.push(parent);
+            checked?;
+        }
+        Ok(dir)
+    }
+
+    /// What a new directory needs before a process may enter.
+    fn finish_new(
+        &self,
+        hierarchy: &Hierarchy,
+        parent: &Dir,
+        dir: &Dir,
+        fresh: bool,
+    ) -> Result<()> {
+        if hierarchy.version() == Version::V1 && hierarchy.has(Controller::Cpuset) {
+            inherit_cpuset(&hierarchy.root, parent, dir)?;
+        }
+        if fresh && frozen(hierarchy.version(), hierarchy, dir)? {
+            return Err(Error::Frozen {
+                path: dir.path().to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Opens (makes) the directory above, in a v1 hierarchy.
+    fn parent_v1(&self, hierarchy: &Hierarchy) -> Result<Dir> {
+        let Some(parent) = self.path.parent() else {
+            return open_child(&hierarchy.root, ".");
+        };
+        match hierarchy.root.open_dir(parent.as_str()) {
+            Ok(dir) => return Ok(dir),
+            Err(Errno::NOENT) => {}
+            Err(source) => return Err(open_error(&hierarchy.root, parent.as_str(), source)),
+        }
+        let mut above = open_child(&hierarchy.root, ".")?;
+        for level in parent.as_str().split('/') {
+            let new = above.mkdir(level)?;
+            let dir = open_child(&above, level)?;
+            if new && hierarchy.has(Controller::Cpuset) {
+                inherit_cpuset(&hierarchy.root, &above, &dir)?;
+            }
+            above = dir;
+        }
+        Ok(above)
+    }
+
+    /// Opens (makes) the directory above, in the v2 hierarchy, with the
+    /// controllers enabled for its children.
+    fn parent_v2(&self, hierarchy: &Hierarchy, select: Select) -> Result<Dir> {
+        let enable = select.enable(hierarchy);
+        let parent = self.path.parent();
+        // The common case: everything above is ready.
+        let ready = match &parent {
+            None => open_child(&hierarchy.root, ".").map(Some)?,
+            Some(parent) => match hierarchy.root.open_dir(parent.as_str()) {
+                Ok(dir) => Some(dir),
+                Err(Errno::NOENT) => None,
+                Err(source) => return Err(open_error(&hierarchy.root, parent.as_str(), source)),
+            },
+        };
+        if let Some(dir) = ready
+            && not_enabled(&dir, &enable)?.is_empty()
+        {
+            return Ok(dir);
+        }
+        let mut dir = open_child(&hierarchy.root, ".")?;
+        self.enable(&dir, &enable, select)?;
+        for level in parent.iter().flat_map(|parent| parent.as_str().split('/')) {
+            dir.mkdir(level)?;
+            dir = open_child(&dir, level)?;
+            self.enable(&dir, &enable, select)?;
+        }
+        Ok(dir)
+    }
+
+    /// Enables controllers for the children of `dir`.
+    fn enable(&self, dir: &Dir, wanted: &[Controller], select: Select) -> Result<()> {
+        const FILE: &str = "cgroup.subtree_control";
+        let missing = not_enabled(dir, wanted)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let plus = |list: &[Controller]| {
+            let names: Vec<String> = list
+                .iter()
+                .map(|c| format!("+{}", c.name(Version::V2)))
+                .collect();
+            names.join(" ")
+        };
+        if dir.write_raw(FILE, &plus(&missing)).is_ok() {
+            return Ok(());
+        }
+        // The kernel takes all or none: find the culprit, and let go of the
+        // ones nobody asked for.
+        for controller in missing {
+            let value = plus(&[controller]);
+            let Err(source) = dir.write_raw(FILE, &value) else {
+                continue;
+            };
+            if !select.needs().contains(controller) {
+                tracing::debug!(%controller, group = %dir.path().display(), %source, "controller left off");
+                continue;
+            }
+            return Err(match source {
+                Errno::BUSY | Errno::OPNOTSUPP => Error::InternalProcess {
+                    path: dir.path().to_owned(),
+                    controllers: value,
+                    source,
+                },
+                Errno::NOENT => self
+                    .hierarchies
+                    .missing_error(controller, &format!("cgroup {}", self.path)),
+                _ => dir.write_error(FILE, &value, source),
+            });
+        }
+        Ok(())
+    }
+
+    /// Opens a group in every hierarchy in which it exists. Finding none is
+    /// no error ([`Cgroup::exists`] tells).
+    ///
+    /// # Errors
+    /// The directory that could not be opened though it exists.
+    pub fn open(hierarchies: &Arc<Hierarchies>, path: &CgroupPath) -> Result<Self> {
+        let mut members = Vec::new();
+        for (index, hierarchy) in hierarchies.list().iter().enumerate() {
+            match hierarchy.root.open_dir(path.as_str()) {
+                Ok(dir) => members.push(Member {
+                    hierarchy: index,
+                    dir,
+                }),
+                Err(Errno::NOENT) => {}
+                Err(source) => return Err(open_error(&hierarchy.root, path.as_str(), source)),
+            }
+        }
+        Ok(Self {
+            hierarchies: Arc::clone(hierarchies),
+            path: path.clone(),
+            members,
+        })
+    }
+
+    /// True if it was found or made in at least one hierarchy.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &CgroupPath {
+        &self.path
+    }
+
+    /// The hierarchies it lives in.
+    #[must_use]
+    pub fn hierarchies(&self) -> &Arc<Hierarchies> {
+        &self.hierarchies
+    }
+
+    /// Its directory for a controller and the version of the files in it.
+    pub(crate) fn dir(&self, controller: Controller) -> Option<(Version, &Dir)> {
+        self.members.iter().find_map(|member| {
+            let hierarchy = self.hierarchies.list().get(member.hierarchy)?;
+            hierarchy
+                .has(controller)
+                .then_some((hierarchy.version(), &member.dir))
+        })
+    }
+
+    /// As [`Cgroup::dir`], or the error that names what `setting` lacks.
+    pub(crate) fn require(&self, controller: Controller, setting: &str) -> Result<(Version, &Dir)> {
+        self.dir(controller).ok_or_else(|| {
+            if self.hierarchies.of(controller).is_some() {
+                Error::NotJoined {
+                    controller,
+                    path: self.path.to_string(),
+                    setting: setting.to_owned(),
+                }
+            } else {
+                self.hierarchies.missing_error(controller, setting)
+            }
+        })
+    }
+
+    /// Its directory in the v2 hierarchy, whatever that controls.
+    pub(crate) fn v2(&self) -> Option<&Dir> {
+        self.members.iter().find_map(|member| {
+            let hierarchy = self.hierarchies.list().get(member.hierarchy)?;
+            (hierarchy.version() == Version::V2).then_some(&member.dir)
+        })
+    }
+
+    /// The v1 hierarchies' directories.
+    fn v1(&self) -> impl Iterator<Item = &Dir> {
+        self.members.iter().filter_map(|member| {
+            let hierarchy = self.hierarchies.list().get(member.hierarchy)?;
+            (hierarchy.version() == Version::V1).then_some(&member.dir)
+        })
+    }
+
+    /// A directory to name in errors: the v2 one, or the first.
+    pub(crate) fn shown(&self) -> &Path {
+        self.v2()
+            .or_else(|| self.members.first().map(|member| &member.dir))
+            .map_or(Path::new(self.path.as_str()), Dir::path)
+    }
+
+    /// Opens what a new process needs to join; see [`AttachFds`].
+    ///
+    /// # Errors
+    /// The file that could not be opened.
+    pub fn attach_fds(&self) -> Result<AttachFds> {
+        let mut tasks = Vec::with_capacity(self.members.len());
+        for dir in self.v1() {
+            let fd = dir
+                .open_file("tasks", OFlags::WRONLY)
+                .map_err(|source| Error::Open {
+                    path: dir.path().join("tasks"),
+                    source,
+                })?;
+            tasks.push(fd);
+        }
+        let clone_into = self.v2().map(Dir::reopen).transpose()?;
+        Ok(AttachFds { clone_into, tasks })
+    }
+
+    /// Moves a running process (all its threads) into the group, v2 first,
+    /// then all v1 hierarchies back to back: the first write waits for an
+    /// RCU grace period (5 to 15 ms when nothing else moved lately), those
+    /// after it find it over (10 to 50 µs each). A new process is better
+    /// started with [`Cgroup::attach_fds`].
+    ///
+    /// # Errors
+    /// [`Error::Attach`]; the process may then be in some of the hierarchies.
+    pub fn attach(&self, pid: u32) -> Result<()> {
+        let value = pid.to_string();
+        let mut files = Vec::with_capacity(self.members.len());
+        for dir in self.v2().into_iter().chain(self.v1()) {
+            let fd = dir
+                .open_file("cgroup.procs", OFlags::WRONLY)
+                .map_err(|source| Error::Open {
+                    path: dir.path().join("cgroup.procs"),
+                    source,
+                })?;
+            files.push((dir, fd));
+        }
+        for (dir, fd) in files {
+            use std::os::fd::AsFd;
+            write_once(fd.as_fd(), value.as_bytes()).map_err(|source| Error::Attach {
+                pid,
+                path: dir.path().join("cgroup.procs"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The processes in the group and below, in any of its hierarchies;
+    /// sorted, each once. Those outside this process's PID namespace are not
+    /// seen.
+    ///
+    /// # Errors
+    /// The file that could not be read.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for member in &self.members {
+            collect_pids(&member.dir, 0, &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// True if a process is in the group or below: one read where v2 is
+    /// mounted and says yes, a walk otherwise.
+    ///
+    /// # Errors
+    /// The file that could not be read.
+    pub fn is_populated(&self) -> Result<bool> {
+        if let Some(dir) = self.v2() {
+            let text = dir.read_optional("cgroup.events")?.unwrap_or_default();
+            if flat_value(&text, "populated") == Some(1) {
+                return Ok(true);
+            }
+            if self.v1().next().is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(!self.pids()?.is_empty())
+    }
+
+    /// Removes the group wherever nothing is in it or below it; elsewhere it
+    /// stays.
+    ///
+    /// # Errors
+    /// [`Error::Remove`] for anything but that.
+    pub fn remove_empty(hierarchies: &Hierarchies, path: &CgroupPath) -> Result<()> {
+        let parent = path.parent();
+        let above = parent.as_ref().map_or(".", CgroupPath::as_str);
+        for hierarchy in hierarchies.list() {
+            let root = &hierarchy.root;
+            let gone = root.open_dir(above).and_then(|dir| dir.rmdir(path.name()));
+            match gone {
+                Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::BUSY | Errno::NOTEMPTY) => {}
+                Err(source) => {
+                    let path = root.path().join(path.as_str());
+                    return Err(Error::Remove { path, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the group and all groups below it from every hierarchy. Kills
+    /// nothing; processes that are about to end are waited for (on their
+    /// pidfds) until `wait` is over. A group that does not exist is removed
+    /// already. Every hierarchy is tried even if one fails.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::Remove`], or [`Error::Several`] of them.
+    pub fn remove(hierarchies: &Hierarchies, path: &CgroupPath, wait: Duration) -> Result<()> {
+        let start = Instant::now();
+        let mut errors = Vec::new();
+        for hierarchy in hierarchies.list() {
+            if let Err(error) = remove_in(&hierarchy.root, path, start, wait) {
+                errors.push(error);
+            }
+        }
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Error::Several {
+                operation: "remove cgroup",
+                errors,
+            }),
+        }
+    }
+}
+
+/// True if the group or one above it is frozen.
+fn frozen(version: Version, hierarchy: &Hierarchy, dir: &Dir) -> Result<bool> {
+    match version {
+        Version::V2 => {
+            let text = dir.read_optional("cgroup.events")?.unwrap_or_default();
+            let wanted = dir.read_number_optional("cgroup.freeze")?;
+            Ok(flat_value(&text, "frozen") == Some(1) || wanted == Some(1))
+        }
+        Version::V1 if hierarchy.has(Controller::Freezer) => Ok(dir
+            .read_optional("freezer.state")?
+            .is_some_and(|state| state.trim() != "THAWED")),
+        Version::V1 => Ok(false),
+    }
+}
+
+/// Of `wanted`, what is not enabled for the children of `dir`.
+fn not_enabled(dir: &Dir, wanted: &[Controller]) -> Result<Vec<Controller>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text = dir.read("cgroup.subtree_control")?;
+    Ok(wanted
+        .iter()
+        .copied()
+        .filter(|c| {
+            !text
+                .split_ascii_whitespace()
+                .any(|name| name == c.name(Version::V2))
+        })
+        .collect())
+}
+
+/// A new v1 cpuset is empty and takes no process: copy the sets of the
+/// nearest group above that has some (the root always has).
+fn inherit_cpuset(root: &Dir, parent: &Dir, dir: &Dir) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !dir.read(file)?.trim().is_empty() {
+            continue;
+        }
+        let mut value = parent.read(file)?;
+        if value.trim().is_empty() {
+            // Someone else made the parent and left it empty.
+            let below = parent
+                .path()
+                .strip_prefix(root.path())
+                .unwrap_or(Path::new(""));
+            fill_cpuset(root, below, file)?;
+            value = parent.read(file)?;
+        }
+        dir.write(file, value.trim())?;
+    }
+    Ok(())
+}
+
+/// Fills the empty sets on the way from the root down to `below`.
+fn fill_cpuset(root: &Dir, below: &Path, file: &str) -> Result<()> {
+    let mut value = root.read(file)?.trim().to_owned();
+    let mut dir = open_child(root, ".")?;
+    for level in below.iter().filter_map(|level| level.to_str()) {
+        dir = open_child(&dir, level)?;
+        let own = dir.read(file)?.trim().to_owned();
+        if own.is_empty() {
+            dir.write(file, &value)?;
+        } else {
+            value = own;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! The home directory of a user, out of a container's own files.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
+
+/// Largest /etc/passwd of a container that is read, in bytes.
+const MAX_PASSWD_BYTES: u64 = 1 << 20;
+
+/// `HOME` of a user by the /etc/passwd below `root`, resolved inside it; `/`
+/// where there is none.
+pub(super) fn home(root: &Path, uid: u32) -> String {
+    passwd(root)
+        .and_then(|text| find(&text, uid))
+        .unwrap_or_else(|| "/".to_owned())
+}
+
+fn passwd(root: &Path) -> Option<String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty()).ok()?;
+    // A FIFO in its place must not hold us up.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(&root, "etc/passwd", flags, Mode::empty(), resolve).ok()?;
+    let mode = rustix::fs::fstat(&file).ok()?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(file)
+        .take(MAX_PASSWD_BYTES)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Field 6 of the line whose field 3 is the uid (passwd(5)).
+fn find(text: &str, uid: u32) -> Option<String> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let id = fields.nth(2)?;
+        let digits = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
+        if !digits || id.parse::<u32>().ok()? != uid {
+            return None;
+        }
+        let home = fields.nth(2)?;
+        home.starts_with('/').then(|| home.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn homes() {
+        let text = "root:x:0:0:root:/root:/bin/sh\nbad\na:x:+7:0::/plus:/x\n\
+            b:x:7:7::/home/b:/x\nc:x:4294967296:0::/big:/x\nd:x:8:8::rel:/x\n";
+        assert_eq!(find(text, 0).as_deref(), Some("/root"));
+        assert_eq!(find(text, 7).as_deref(), Some("/home/b"));
+        assert_eq!(find(text, 8), None);
+        assert_eq!(find("", 0), None);
+    }
+}

@@ -1,0 +1,260 @@
+//! Differences on purpose: rules that changed between the recorded release and the one that rkube
+//! serves.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::compare::Difference;
+
+/// Most entries: more would hide what should be mended.
+pub const ENTRIES_MAX: usize = 40;
+
+/// One rule that changed. An answer's difference is explained if its kind and field are named and
+/// the change is the rule's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// What changed, in words.
+    pub rule: String,
+    /// The kinds, each by name.
+    pub kinds: Vec<String>,
+    /// The fields, each by its whole path.
+    pub fields: Vec<String>,
+    /// The change.
+    pub change: Change,
+    /// The document of the newest release that says so.
+    pub document: String,
+}
+
+/// How the newer release's answer comes from the recorded one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Change {
+    /// There is a value where there was none.
+    Added(Value),
+    /// There is no value where there was this one.
+    Removed(Value),
+    /// There is another value.
+    Replaced {
+        /// The recorded one.
+        from: Value,
+        /// The newer one.
+        to: Value,
+    },
+    /// A part of a text is another.
+    Reworded {
+        /// The recorded words.
+        from: String,
+        /// The newer words.
+        to: String,
+    },
+    /// There is a number, which counts something, where there was nothing.
+    Counted,
+    /// An error shows the offending value in another notation, and says the same about it.
+    ShownOtherwise,
+    /// A text of a library that is worded otherwise behind these words.
+    EndsOtherwise {
+        /// The words that both begin with.
+        after: String,
+    },
+}
+
+impl Change {
+    fn explains(&self, difference: &Difference) -> bool {
+        let (recorded, found) = (&difference.recorded, &difference.found);
+        match self {
+            Self::Added(value) => recorded.is_null() && found == value,
+            Self::Removed(value) => found.is_null() && recorded == value,
+            Self::Replaced { from, to } => recorded == from && found == to,
+            Self::Reworded { from, to } => match (recorded.as_str(), found.as_str()) {
+                (Some(recorded), Some(found)) => {
+                    recorded.contains(from.as_str()) && recorded.replace(from, to) == found
+                }
+                _ => false,
+            },
+            Self::Counted => recorded.is_null() && found.is_u64(),
+            Self::ShownOtherwise => match (recorded.as_str(), found.as_str()) {
+                (Some(recorded), Some(found)) => shown_otherwise(recorded, found),
+                _ => false,
+            },
+            Self::EndsOtherwise { after } => {
+                let start = |v: &Value| {
+                    let text = v.as_str()?;
+                    let end = text.find(after.as_str())? + after.len();
+                    (end < text.len()).then(|| text[..end].to_owned())
+                };
+                start(recorded).is_some_and(|s| Some(s) == start(found))
+            }
+        }
+    }
+}
+
+/// `FieldValueInvalid: Invalid value: VALUE: rule`, with another VALUE.
+fn shown_otherwise(recorded: &str, found: &str) -> bool {
+    const BEFORE: &str = " value: ";
+    let head = |text: &str| {
+        let end = text.find(BEFORE)? + BEFORE.len();
+        Some((text[..end].to_owned(), text[end..].to_owned()))
+    };
+    let (Some((head_a, a)), Some((head_b, b))) = (head(recorded), head(found)) else {
+        return false;
+    };
+    // A value may have a colon, so the rules are what both end with.
+    let same = a
+        .bytes()
+        .rev()
+        .zip(b.bytes().rev())
+        .take_while(|(x, y)| x == y)
+        .count();
+    let rule = a.get(a.len() - same..).unwrap_or("");
+    head_a == head_b && (rule.contains(": ") || rule == a || !a.contains(": ") && !b.contains(": "))
+}
+
+/// Reads the list.
+///
+/// # Errors
+/// It cannot be read, is too long, or an entry lacks a part or has a wildcard.
+pub fn load(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let entries: Vec<Entry> =
+        crate::corpus::yaml(&text).with_context(|| format!("parse {}", path.display()))?;
+    ensure!(
+        entries.len() <= ENTRIES_MAX,
+        "more than {ENTRIES_MAX} entries"
+    );
+    for entry in &entries {
+        let rule = &entry.rule;
+        ensure!(
+            !entry.kinds.is_empty() && !entry.fields.is_empty(),
+            "{rule}: names nothing"
+        );
+        let named = entry.kinds.iter().chain(&entry.fields);
+        ensure!(
+            named.clone().all(|n| !n.contains('*')),
+            "{rule}: a wildcard"
+        );
+        ensure!(
+            entry.document.starts_with("https://"),
+            "{rule}: no document"
+        );
+    }
+    Ok(entries)
+}
+
+/// Entries, and which of them explained something.
+#[derive(Debug)]
+pub struct Explained<'a> {
+    entries: &'a [Entry],
+    used: Vec<bool>,
+}
+
+impl<'a> Explained<'a> {
+    /// Nothing is explained yet.
+    #[must_use]
+    pub fn new(entries: &'a [Entry]) -> Self {
+        Self {
+            entries,
+            used: vec![false; entries.len()],
+        }
+    }
+
+    /// Whether an entry explains a difference.
+    pub fn explains(&mut self, difference: &Difference) -> bool {
+        let found = self.entries.iter().position(|e| {
+            e.kinds.contains(&difference.kind)
+                && e.fields.contains(&difference.field)
+                && e.change.explains(difference)
+        });
+        if let Some(at) = found {
+            self.used[at] = true;
+        }
+        found.is_some()
+    }
+
+    /// The rules that nothing showed.
+    #[must_use]
+    pub fn unused(&self) -> Vec<&'a str> {
+        let pairs = self.entries.iter().zip(&self.used);
+        pairs
+            .filter(|(_, used)| !**used)
+            .map(|(e, _)| e.rule.as_str())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn changes_explain_only_what_they_say() {
+        let difference = |recorded: Value, found: Value| Difference {
+            kind: "Pod".into(),
+            field: "spec.x".into(),
+            recorded,
+            found,
+        };
+        let reworded = Change::Reworded {
+            from: "characters".into(),
+            to: "bytes".into(),
+        };
+        let ends = Change::EndsOtherwise {
+            after: "cannot be read: ".into(),
+        };
+        for (change, recorded, found, explained) in [
+            (&Change::Added(json!(true)), json!(null), json!(true), true),
+            (
+                &Change::Added(json!(true)),
+                json!(false),
+                json!(true),
+                false,
+            ),
+            (&Change::Removed(json!("a")), json!("a"), json!(null), true),
+            (&reworded, json!("63 characters"), json!("63 bytes"), true),
+            (&reworded, json!("63 characters"), json!("64 bytes"), false),
+            (&reworded, json!("64 bytes"), json!("64 bytes!"), false),
+            (
+                &ends,
+                json!("x cannot be read: a"),
+                json!("x cannot be read: b"),
+                true,
+            ),
+            (
+                &ends,
+                json!("x cannot be read: a"),
+                json!("y cannot be read: b"),
+                false,
+            ),
+        ] {
+            let difference = difference(recorded, found);
+            assert_eq!(change.explains(&difference), explained, "{difference:?}");
+        }
+    }
+
+    #[test]
+    fn entries_that_explain_nothing_are_told() {
+        let entries = [Entry {
+            rule: "x is new".into(),
+            kinds: vec!["Pod".into()],
+            fields: vec!["spec.x".into()],
+            change: Change::Added(json!(1)),
+            document: "https://kubernetes.io/".into(),
+        }];
+        let mut explained = Explained::new(&entries);
+        assert_eq!(explained.unused(), ["x is new"]);
+        let mut difference = Difference {
+            kind: "Job".into(),
+            field: "spec.x".into(),
+            recorded: Value::Null,
+            found: json!(1),
+        };
+        assert!(!explained.explains(&difference), "another kind");
+        difference.kind = "Pod".into();
+        assert!(explained.explains(&difference));
+        assert!(explained.unused().is_empty());
+    }
+}

@@ -1,0 +1,89 @@
+//! The cases, one file per topic.
+//!
+//! A topic's file has a `cases()` that lists them; a new file needs one line
+//! below and nothing else.
+
+use crate::case::Case;
+
+mod again;
+mod chaos;
+mod environment;
+mod exec;
+mod images;
+mod injected;
+mod join;
+mod lacking;
+mod lifecycle;
+mod limits;
+mod links;
+mod logs;
+mod machine;
+mod namespaces;
+mod network;
+mod oci;
+mod pair;
+mod podman;
+mod powercut;
+mod probes;
+mod registry;
+mod run;
+mod security;
+mod selftest;
+mod server;
+mod systemd;
+mod unified;
+mod volumes;
+mod writer;
+
+/// Every case, of every layout and place.
+pub fn all() -> Vec<Case> {
+    [
+        again::cases(),
+        chaos::cases(),
+        once(environment::cases()),
+        exec::cases(),
+        once(images::cases()),
+        once(injected::cases()),
+        once(join::cases()),
+        lacking::cases(),
+        lifecycle::cases(),
+        limits::cases(),
+        once(links::cases()),
+        logs::cases(),
+        machine::cases(),
+        namespaces::cases(),
+        network::cases(),
+        once(oci::cases()),
+        pair::cases(),
+        once(podman::cases()),
+        powercut::cases(),
+        once(probes::cases()),
+        registry::cases(),
+        run::cases(),
+        security::cases(),
+        selftest::cases(),
+        once(server::cases()),
+        systemd::cases(),
+        unified::cases(),
+        volumes::cases(),
+        writer::cases(),
+    ]
+    .concat()
+}
+
+/// In VMs these run on one layout: cgroups have no part in what they promise.
+fn once(cases: Vec<Case>) -> Vec<Case> {
+    cases.into_iter().map(Case::once).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_unique_and_have_a_topic() {
+        let mut seen = std::collections::BTreeSet::new();
+        for case in super::all() {
+            assert!(case.name.contains("::"), "{}: no topic", case.name);
+            assert!(seen.insert(case.name), "{}: twice", case.name);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Hardware acceleration: used only where a try proves that it works.
+//!
+//! A present `/dev/kvm` may refuse, or hang without end; so a machine is
+//! started and asked for its status, with a time limit. The verdict is kept for
+//! as long as this machine runs (its boot id).
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use rkube_tests::command::Cmd;
+use rkube_tests::wait::child_ended;
+
+/// How long the try may take; a working KVM answers in a tenth of a second.
+const TRY_SECS: u64 = 5;
+/// Environment variable that overrides the try: `kvm` or `tcg`.
+pub const OVERRIDE: &str = "RKUBE_VM_ACCEL";
+
+/// How QEMU executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// In hardware.
+    Kvm,
+    /// In software, a thread for each virtual processor.
+    Tcg,
+}
+
+impl Accel {
+    /// QEMU's arguments.
+    pub fn args(self) -> [&'static str; 4] {
+        match self {
+            Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+
+    /// How much longer things take than on the machine itself, at most.
+    pub fn slowness(self) -> u32 {
+        match self {
+            Accel::Kvm => 2,
+            Accel::Tcg => 10,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Accel> {
+        [Accel::Kvm, Accel::Tcg]
+            .into_iter()
+            .find(|a| a.as_str() == name)
+    }
+}
+
+/// Decides, by the override, the kept verdict, or a try.
+///
+/// # Errors
+/// The verdict cannot be kept. A failed try is a verdict, not an error.
+pub fn decide(cache: &Path) -> anyhow::Result<Accel> {
+    if let Some(named) = std::env::var(OVERRIDE)
+        .ok()
+        .and_then(|v| Accel::from_name(&v))
+    {
+        return Ok(named);
+    }
+    let boot =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read boot_id")?;
+    let kept_at = cache.join("accel");
+    let kept = std::fs::read_to_string(&kept_at).unwrap_or_default();
+    if let Some((of_boot, verdict)) = kept.trim().split_once(' ')
+        && of_boot == boot.trim()
+        && let Some(accel) = Accel::from_name(verdict)
+    {
+        return Ok(accel);
+    }
+    let accel = if kvm_works() { Accel::Kvm } else { Accel::Tcg };
+    std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
+    let line = format!("{} {}\n", boot.trim(), accel.as_str());
+    std::fs::write(&kept_at, line).with_context(|| format!("write {}", kept_at.display()))?;
+    Ok(accel)
+}
+
+/// Runs a machine that has nothing to boot far enough to answer its monitor.
+fn kvm_works() -> bool {
+    if !Path::new("/dev/kvm").exists() {
+        return false;
+    }
+    let args = [
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-M",
+        "q35",
+        "-m",
+        "64",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-monitor",
+        "stdio",
+    ];
+    let Ok(mut run) = Cmd::new(crate::qemu::PROGRAM, args).spawn() else {
+        return false;
+    };
+    // The processors must have run for a while: firmware that executes moves on.
+    let limit = Duration::from_secs(TRY_SECS);
+    let answered = run.write(b"info status\n").is_ok()
+        && run
+            .line("status", limit, |l| l.contains("VM status: running"))
+            .is_ok()
+        && run.write(b"info registers\nquit\n").is_ok()
+        && run
+            .line("registers", limit, |l| {
+                l.contains("RIP=") || l.contains("EIP=")
+            })
+            .is_ok();
+    let ended = child_ended(run.pid(), limit).unwrap_or(false);
+    if !ended {
+        // Killed, and left to the kernel: waiting for a process that hangs in
+        // the driver would hang us too.
+        run.abandon();
+    }
+    answered && ended
+}
