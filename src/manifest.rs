@@ -43,7 +43,7 @@ fn files_in(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
             files.push(path);
         }
     }
-    files.sort();
+    files.sort_unstable();
     if files.is_empty() {
         return Err(crate::error::bad_input(format!(
             "{}: no *.yaml, *.yml or *.json in this directory",
@@ -171,7 +171,7 @@ impl Collector {
         document: &Document,
     ) -> Result<(), serde_json::Error> {
         fn typed<T: DeserializeOwned>(document: &Document) -> Result<T, serde_json::Error> {
-            T::deserialize(&document.value)
+            rkube_api::typed(&document.value)
         }
         if known == Known::Pod {
             for warning in support::unsupported(&document.value) {

@@ -114,7 +114,7 @@ pub(crate) fn list(items: Vec<Value>) -> Value {
 
 /// An object of the API with its kind.
 pub(crate) fn object(kind: &str, value: &impl Serialize) -> anyhow::Result<Value> {
-    let mut value = serde_json::to_value(value).context("encode JSON")?;
+    let mut value = rkube_api::value_of(value).context("encode JSON")?;
     value["apiVersion"] = "v1".into();
     value["kind"] = kind.into();
     Ok(value)

@@ -211,7 +211,7 @@ pub fn uids(paths: &Paths) -> Result<Vec<String>, RecordError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
-    list.sort();
+    list.sort_unstable();
     Ok(list)
 }
 

@@ -249,7 +249,7 @@ impl Ipam {
         let v4 = v4.filter(|ip| !self.v4_net.contains(ip)).map(IpAddr::from);
         let v6 = v6.filter(|ip| self.v6_net.is_none_or(|net| !net.contains(ip)));
         let mut all: Vec<IpAddr> = v4.chain(v6.map(IpAddr::from)).collect();
-        all.sort();
+        all.sort_unstable();
         all
     }
 

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn peers(me: &str, nodes: &[&Node]) -> BTreeMap<IpNet, IpAddr> {
     let mut sorted: Vec<&&Node> = nodes.iter().collect();
-    sorted.sort_by_key(|node| &node.metadata.name);
+    sorted.sort_unstable_by_key(|node| &node.metadata.name);
     let own: BTreeSet<IpNet> = sorted
         .iter()
         .filter(|node| node.metadata.name.as_deref() == Some(me))

@@ -10,7 +10,7 @@ pub const SPEC_VERSION: &str = "1.2.0";
 /// devices and covered paths of a usual container.
 #[must_use]
 pub fn default_spec() -> Spec {
-    serde_json::from_value(default_value()).unwrap_or_default()
+    crate::spec::typed(&default_value()).unwrap_or_default()
 }
 
 /// The same as JSON.

@@ -65,10 +65,21 @@ pub fn parse(text: &[u8], what: &str) -> Result<(Spec, Vec<String>)> {
     let spec: Spec = serde_json::from_slice(text).map_err(fail)?;
     check_version(spec.version())?;
     let given: Value = serde_json::from_slice(text).map_err(fail)?;
-    let known = serde_json::to_value(&spec).map_err(fail)?;
+    // By text, as in `typed`.
+    let known = serde_json::to_vec(&spec).map_err(fail)?;
+    let known: Value = serde_json::from_slice(&known).map_err(fail)?;
     let mut warnings = Vec::new();
     unknown("", &given, &known, &mut warnings);
     Ok((spec, warnings))
+}
+
+/// What a JSON value describes, by way of its text: `serde_json::from_value`
+/// would be a second deserializer for each of the types of a specification.
+///
+/// # Errors
+/// A field is missing or has another type.
+pub fn typed<T: serde::de::DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
+    serde_json::from_slice(&serde_json::to_vec(value)?)
 }
 
 fn check_version(version: &str) -> Result<()> {

@@ -176,7 +176,7 @@ fn container_spec(
         cgroup: &cgroup,
         ids: None,
     };
-    serde_json::to_value(spec::build(input)?).context("encode the OCI spec")
+    rkube_api::value_of(&spec::build(input)?).context("encode the OCI spec")
 }
 
 /// What the pod's network would be made of.

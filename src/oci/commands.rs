@@ -330,7 +330,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     for name in names {
         let parsed = capability::bit(name)
             .and_then(|bit| capability::names(bit).pop())
-            .and_then(|full| serde_json::from_value(Value::String(full)).ok());
+            .and_then(|full| rkube_runtime::spec::typed(&Value::String(full)).ok());
         let parsed: oci_spec::runtime::Capability = parsed.ok_or_else(|| Error::Spec {
             field: "--cap".to_owned(),
             reason: format!("unknown capability {name:?}"),

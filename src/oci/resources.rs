@@ -81,7 +81,7 @@ pub(super) fn from_flags(update: &Update) -> Result<LinuxResources, Error> {
     if let Some(weight) = update.blkio_weight {
         all.insert("blockIO".to_owned(), json!({"weight": weight}));
     }
-    serde_json::from_value(Value::Object(all)).map_err(|source| Error::Parse {
+    rkube_runtime::spec::typed(&Value::Object(all)).map_err(|source| Error::Parse {
         what: "limits".to_owned(),
         source,
     })

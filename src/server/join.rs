@@ -288,7 +288,7 @@ async fn cluster_dns(client: &Client) -> Vec<IpAddr> {
         .flatten()
         .chain(spec.cluster_ip);
     let mut ips: Vec<IpAddr> = all.filter_map(|ip| ip.parse().ok()).collect();
-    ips.sort();
+    ips.sort_unstable();
     ips.dedup();
     ips
 }

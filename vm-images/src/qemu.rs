@@ -72,12 +72,22 @@ pub struct Heard {
     pub trouble: String,
 }
 
+/// Parameters of kernels that are emulated (kernel-parameters.txt): nothing of
+/// this has a part in what tests promise, and each costs a multiple there.
+/// Indirect jumps through return trampolines leave the translated code, pages
+/// are cleared once more than needed, and huge ones are cleared whole.
+const EASED: &str = " mitigations=off init_on_alloc=0 transparent_hugepage=never";
+
 impl Machine {
     fn cmdline(&self) -> String {
         // quiet: bytes over an emulated serial line are slow. psi=1: Debian
         // builds it in, switched off. panic=-1 with -no-reboot ends QEMU.
+        let emulated = match self.accel {
+            Accel::Kvm => "",
+            Accel::Tcg => EASED,
+        };
         format!(
-            "console=ttyS0 quiet panic=-1 oops=panic psi=1 rdinit={INIT} {}",
+            "console=ttyS0 quiet panic=-1 oops=panic psi=1 rdinit={INIT}{emulated} {}",
             self.order.to_cmdline()
         )
     }

@@ -38,4 +38,7 @@ pub mod support;
 pub mod table;
 pub mod time;
 pub mod types;
+mod value;
 pub mod view;
+
+pub use value::{typed, value_of};

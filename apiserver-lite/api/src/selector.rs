@@ -208,7 +208,7 @@ fn checked(key: String, mut operator: Operator) -> Result<Requirement, SelectorE
                 return Err(SelectorError::Value(reason));
             }
         }
-        values.sort();
+        values.sort_unstable();
         values.dedup();
     }
     Ok(Requirement { key, operator })

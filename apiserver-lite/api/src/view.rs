@@ -265,6 +265,6 @@ pub fn supported_values(supported: &[&str]) -> String {
         .filter(|s| !s.is_empty())
         .map(|s| format!("{s:?}"))
         .collect();
-    names.sort();
+    names.sort_unstable();
     format!("supported values: {}", names.join(", "))
 }

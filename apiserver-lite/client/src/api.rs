@@ -415,7 +415,7 @@ impl<K: Object> Api<K> {
             what: K::KIND,
             reason: e.to_string(),
         };
-        let mut value = serde_json::to_value(object).map_err(fail)?;
+        let mut value = rkube_api::value_of(object).map_err(fail)?;
         if let Value::Object(map) = &mut value {
             map.entry("apiVersion").or_insert(K::API_VERSION.into());
             map.entry("kind").or_insert(K::KIND.into());

@@ -29,7 +29,7 @@ impl Selector {
     }
 
     pub(crate) fn new(selector: &LabelSelector) -> Self {
-        let value = serde_json::to_value(selector).unwrap_or_default();
+        let value = rkube_api::value_of(selector).unwrap_or_default();
         selector::LabelSelector::from_value(&value).map_or_else(|_| Self::nothing(), Self)
     }
 

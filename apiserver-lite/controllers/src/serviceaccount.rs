@@ -70,7 +70,7 @@ pub(crate) fn start(starter: &mut Starter<'_>) {
 /// What a ConfigMap that was changed by somebody needs to be right again.
 fn lacks_certificate(map: &ConfigMap, body: &Value) -> Option<Value> {
     let wanted = &body["data"];
-    let have = serde_json::to_value(&map.data).unwrap_or_default();
+    let have = rkube_api::value_of(&map.data).unwrap_or_default();
     let change = rkube_client::merge_diff(&have, wanted)?;
     Some(json!({ "data": change }))
 }

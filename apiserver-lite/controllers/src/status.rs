@@ -28,8 +28,8 @@ pub(crate) async fn write<K: Object>(
     new: &impl Serialize,
 ) -> Result<Option<K>, Error> {
     let (old, new) = (
-        serde_json::to_value(old).unwrap_or_default(),
-        serde_json::to_value(new).unwrap_or_default(),
+        rkube_api::value_of(old).unwrap_or_default(),
+        rkube_api::value_of(new).unwrap_or_default(),
     );
     let Some(change) = merge_diff(&old, &new) else {
         return Ok(None);

@@ -251,7 +251,7 @@ impl System {
         let answer = match informer.store().get(&key) {
             None => api.create(body).await,
             Some(object) => {
-                let have = serde_json::to_value(&*object).unwrap_or_default();
+                let have = rkube_api::value_of(&*object).unwrap_or_default();
                 let mut patch = json!({});
                 for part in parts {
                     let (old, new) = (have.pointer(part), body.pointer(part));

@@ -140,7 +140,7 @@ impl Cache {
         if self.set_changed {
             let nodes = self.nodes.values().filter(|n| n.node.is_some());
             snapshot.nodes = nodes.map(Arc::clone).collect();
-            snapshot.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+            snapshot.nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         } else {
             for name in &self.dirty {
                 let at = snapshot.nodes.binary_search_by(|n| n.name.cmp(name));

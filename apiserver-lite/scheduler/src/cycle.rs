@@ -45,7 +45,7 @@ impl fmt::Display for FitError {
                 .iter()
                 .map(|(reason, count)| format!("{count} {reason}"))
                 .collect();
-            told.sort();
+            told.sort_unstable();
             write!(f, ": {}.", told.join(", "))?;
         }
         if !self.post_filter.is_empty() {

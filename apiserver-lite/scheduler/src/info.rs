@@ -70,7 +70,7 @@ impl PodInfo {
     /// Reads a pod.
     #[must_use]
     pub fn new(pod: Arc<Pod>) -> Self {
-        let spec = serde_json::to_value(&pod.spec).unwrap_or_default();
+        let spec = rkube_api::value_of(&pod.spec).unwrap_or_default();
         let mut whole = json!({ "spec": spec });
         let requests = Resources::of_amounts(&effective(&whole).requests);
         let scored = if fill_requests(&mut whole) {

@@ -18,7 +18,7 @@ fn read(selector: Option<&TypedSelector>) -> LabelSelector {
     let Some(selector) = selector else {
         return nothing;
     };
-    let value = serde_json::to_value(selector).unwrap_or_default();
+    let value = rkube_api::value_of(selector).unwrap_or_default();
     LabelSelector::from_value(&value).unwrap_or(nothing)
 }
 

@@ -210,7 +210,7 @@ impl Service {
             }
         }
         paths.extend(self.pages.keys().cloned());
-        paths.sort();
+        paths.sort_unstable();
         paths.dedup();
         serde_json::json!({"paths": paths})
     }

@@ -59,7 +59,7 @@ fn changed(new: &Value, old: &Value) -> Vec<String> {
         .chain(old.iter().filter(|(key, _)| !new.contains_key(*key)))
         .map(|(key, _)| key.clone())
         .collect();
-    names.sort();
+    names.sort_unstable();
     names.dedup();
     names
 }

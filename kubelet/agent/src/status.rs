@@ -81,7 +81,7 @@ fn order(key: &str, values: &[String]) -> Value {
 }
 
 fn object(status: &PodStatus) -> Map<String, Value> {
-    match serde_json::to_value(status) {
+    match rkube_api::value_of(status) {
         Ok(Value::Object(map)) => map,
         // A status is always an object.
         _ => Map::new(),

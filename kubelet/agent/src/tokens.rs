@@ -133,7 +133,7 @@ fn read(answer: &Value) -> Option<(String, SystemTime)> {
     let text = status.get("token")?.as_str()?.to_owned();
     let expires = status.get("expirationTimestamp")?;
     let time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time =
-        serde_json::from_value(expires.clone()).ok()?;
+        rkube_api::typed(expires).ok()?;
     let seconds = u64::try_from(time.0.as_second()).ok()?;
     let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     (!text.is_empty()).then_some((text, expires_at))

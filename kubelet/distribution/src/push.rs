@@ -103,7 +103,7 @@ fn siblings(export: &Export<'_>, reference: &Reference) -> Vec<String> {
     let same =
         names.filter(|r| r.registry() == reference.registry() && r.path() != reference.path());
     let mut out: Vec<String> = same.map(|r| r.path().to_owned()).collect();
-    out.sort();
+    out.sort_unstable();
     out.dedup();
     out.truncate(MAX_SIBLINGS);
     out

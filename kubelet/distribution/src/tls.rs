@@ -119,7 +119,7 @@ fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
             out.push(path);
         }
     }
-    out.sort();
+    out.sort_unstable();
     Ok(out)
 }
 

@@ -207,7 +207,7 @@ impl Records {
             .filter_map(|e| e.file_name().into_string().ok())
             .filter(|id| check_name("sandbox", id, MAX_SANDBOX_ID_BYTES).is_ok())
             .collect();
-        ids.sort();
+        ids.sort_unstable();
         Ok(ids)
     }
 
@@ -241,7 +241,9 @@ impl Records {
                 Err(error) => found.unreadable.push((entry.path(), error)),
             }
         }
-        found.containers.sort_by_key(|c| c.config.id.clone());
+        found
+            .containers
+            .sort_unstable_by_key(|c| c.config.id.clone());
         Ok(Some(found))
     }
 }

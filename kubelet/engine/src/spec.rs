@@ -147,7 +147,7 @@ pub fn build(input: Input<'_>) -> Result<Spec> {
         spec["linux"]["gidMappings"] = range;
     }
     let mut spec: Spec =
-        serde_json::from_value(spec).map_err(|e| invalid(format!("make OCI spec: {e}")))?;
+        rkube_runtime::spec::typed(&spec).map_err(|e| invalid(format!("make OCI spec: {e}")))?;
     // A long list, which needs no way through JSON.
     let profile = seccomp(&security.seccomp, security.privileged, &caps)?;
     if let Some(linux) = spec.linux_mut() {
@@ -183,7 +183,7 @@ pub(crate) fn seccomp(
 pub(crate) fn all_capabilities(id: &crate::api::ContainerId) -> Result<LinuxCapabilities> {
     let all = rkube_runtime::capability::names(rkube_runtime::capability::all());
     let sets = json!({ "bounding": all, "effective": all, "permitted": all });
-    serde_json::from_value(sets).map_err(|e| Error::Invalid {
+    rkube_runtime::spec::typed(&sets).map_err(|e| Error::Invalid {
         object: id.to_string(),
         what: format!("make capabilities: {e}"),
     })
@@ -445,7 +445,7 @@ pub fn typed_resources(
         object: object.to_owned(),
         what,
     };
-    let typed = serde_json::from_value(resources(r, devices))
+    let typed = rkube_runtime::spec::typed(&resources(r, devices))
         .map_err(|e| invalid(format!("limits: {e}")))?;
     let memory_min = r.memory_min_bytes.map(u64::try_from).transpose();
     let extras = rkube_cgroup::Extras {

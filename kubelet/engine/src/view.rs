@@ -70,7 +70,7 @@ impl Inner {
 
     fn sandboxes_sorted(&self) -> Vec<Arc<Sandbox>> {
         let mut cells = self.all();
-        cells.sort_by(|a, b| a.id.cmp(&b.id));
+        cells.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         cells
     }
 

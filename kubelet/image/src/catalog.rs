@@ -164,7 +164,9 @@ pub(crate) fn parse_config(bytes: &[u8], what: &str) -> Result<ImageConfiguratio
     };
     let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(document)?;
     drop_nulls(&mut value);
-    serde_json::from_value(value).map_err(document)
+    // By text: a second deserializer for these types would be linked else.
+    let text = serde_json::to_vec(&value).map_err(document)?;
+    serde_json::from_slice(&text).map_err(document)
 }
 
 /// One image with its sizes; `users` says how many images need each part.

@@ -138,7 +138,7 @@ pub(crate) fn plan(
         .iter()
         .filter(|c| !c.kept && idle(c) >= policy.min_age)
         .collect();
-    order.sort_by_key(|c| (c.last_used, c.manifest));
+    order.sort_unstable_by_key(|c| (c.last_used, c.manifest));
     let mut out = Vec::new();
     for c in order {
         let too_old = policy.max_age.is_some_and(|max| idle(c) > max);

@@ -150,7 +150,7 @@ impl Snapshots {
         let mut all: Vec<String> = dirs
             .chain(store.pins()?.into_iter().map(|(id, _)| id))
             .collect();
-        all.sort();
+        all.sort_unstable();
         all.dedup();
         Ok(all)
     }

@@ -334,7 +334,7 @@ impl Store {
                 out.push((id, d));
             }
         }
-        out.sort();
+        out.sort_unstable();
         Ok(out)
     }
 

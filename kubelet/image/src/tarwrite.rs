@@ -142,7 +142,7 @@ pub(crate) fn directory(root: &OwnedFd, mut out: impl Write) -> io::Result<()> {
         };
         let mut names = fsutil::list_dir(dir.as_fd(), usize::MAX)?;
         // A stable order gives the same tree the same digest.
-        names.sort_by(|a, b| a.0.cmp(&b.0));
+        names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for (name, _) in names {
             let name = name.to_bytes();
             let full = if path.is_empty() {
@@ -288,6 +288,6 @@ fn xattrs(fd: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
             out.push((name.to_vec(), value));
         }
     }
-    out.sort();
+    out.sort_unstable();
     Ok(out)
 }

@@ -38,7 +38,7 @@ pub fn of_attempt(dir: &Path, attempt: u32) -> Result<Vec<PathBuf>, LogError> {
             (found == attempt).then_some((age, name))
         })
         .collect();
-    list.sort();
+    list.sort_unstable();
     Ok(list.into_iter().map(|(_, name)| dir.join(name)).collect())
 }
 

@@ -194,7 +194,7 @@ fn source(volume: &Volume) -> Result<(Source<'_>, &'static str), VolumeError> {
         ));
     }
     // The one field that is set names the kind.
-    let kind = serde_json::to_value(volume)
+    let kind = rkube_api::value_of(volume)
         .ok()
         .and_then(|v| {
             v.as_object()

@@ -292,7 +292,7 @@ impl Log {
             .filter(|e| e.file_name().to_string_lossy().starts_with(&prefix))
             .map(|e| e.path())
             .collect();
-        rotated.sort();
+        rotated.sort_unstable();
         let keep = usize::try_from(self.target.max_files.max(2) - 1).unwrap_or(1);
         for old in rotated.iter().take(rotated.len().saturating_sub(keep)) {
             // What cannot be removed now is tried again at the next rotation.

@@ -153,7 +153,7 @@ fn time_offsets(draft: &mut Draft, linux: &Linux) -> Result<()> {
         ));
     }
     let mut sorted: Vec<_> = offsets.iter().collect();
-    sorted.sort_by_key(|(name, _)| name.as_str());
+    sorted.sort_unstable_by_key(|(name, _)| name.as_str());
     for (name, offset) in sorted {
         let field = format!("linux.timeOffsets.{name}");
         // Numbers of linux/time.h.
@@ -256,7 +256,7 @@ pub(super) fn sysctls(
     own: u64,
 ) -> Result<()> {
     let mut sorted: Vec<_> = sysctl.into_iter().flatten().collect();
-    sorted.sort();
+    sorted.sort_unstable();
     for (key, value) in sorted {
         let field = format!("linux.sysctl[{key:?}]");
         let path = parameter_path(key);

@@ -238,7 +238,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        out.sort_by(|(a, _), (b, _)| a.record.id.cmp(&b.record.id));
+        out.sort_unstable_by(|(a, _), (b, _)| a.record.id.cmp(&b.record.id));
         Ok(out)
     }
 }

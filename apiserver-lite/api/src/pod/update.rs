@@ -152,7 +152,7 @@ fn changes(new: &Value, old: &Value) -> Vec<String> {
     gates(&mut new, old);
     let mut names: Vec<&String> = new.as_object().into_iter().flat_map(Map::keys).collect();
     names.extend(old.as_object().into_iter().flat_map(Map::keys));
-    names.sort();
+    names.sort_unstable();
     names.dedup();
     names
         .into_iter()

@@ -181,7 +181,7 @@ pub(super) fn labels(map: &Value) -> String {
         .flatten()
         .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or("")))
         .collect();
-    pairs.sort();
+    pairs.sort_unstable();
     joined(pairs.iter().map(String::as_str))
 }
 

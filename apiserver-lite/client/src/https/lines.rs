@@ -3,9 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::error::ApiError;
 use crate::transport::{BoxFuture, Frame, FrameKind, Frames};
@@ -24,12 +23,63 @@ pub(super) struct LineFrames<B> {
     over: bool,
 }
 
-#[derive(Deserialize)]
+/// An event taken apart: its members' values as they stand in the line.
+#[derive(Default)]
 struct Line<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
+    kind: Option<&'a [u8]>,
+    object: Option<&'a [u8]>,
+}
+
+impl<'a> Line<'a> {
+    /// Reads one JSON object (RFC 8259, 4). `serde_json`'s `RawValue` would
+    /// do the same, but with it each serializer knows one type more, which
+    /// every type of Kubernetes is then compiled for.
+    fn parse(line: &'a [u8]) -> serde_json::Result<Self> {
+        // What is wrong is told by the library's own words.
+        let wrong = || match serde_json::from_slice::<serde_json::Map<String, Value>>(line) {
+            Err(error) => error,
+            Ok(_) => serde::de::Error::custom("an event lacks its type or object"),
+        };
+        let mut parsed = Self::default();
+        let mut rest = line.trim_ascii().strip_prefix(b"{").ok_or_else(wrong)?;
+        rest = rest.trim_ascii_start();
+        while !rest.starts_with(b"}") {
+            let name = take(&mut rest).ok_or_else(wrong)?;
+            rest = rest
+                .trim_ascii_start()
+                .strip_prefix(b":")
+                .ok_or_else(wrong)?;
+            let value = take(&mut rest).ok_or_else(wrong)?;
+            match name {
+                b"\"type\"" => parsed.kind = Some(value),
+                b"\"object\"" => parsed.object = Some(value),
+                name if name.starts_with(b"\"") => {}
+                _ => return Err(wrong()),
+            }
+            rest = rest.trim_ascii_start();
+            match rest.strip_prefix(b",") {
+                Some(more) if !more.trim_ascii_start().starts_with(b"}") => {
+                    rest = more.trim_ascii_start();
+                }
+                None if rest.starts_with(b"}") => {}
+                _ => return Err(wrong()),
+            }
+        }
+        if rest != b"}" || parsed.kind.is_none() || parsed.object.is_none() {
+            return Err(wrong());
+        }
+        Ok(parsed)
+    }
+}
+
+/// Takes one JSON value off the front, white space before it left out.
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let text = rest.trim_ascii_start();
+    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<IgnoredAny>();
+    values.next()?.ok()?;
+    let (value, after) = text.split_at_checked(values.byte_offset())?;
+    *rest = after;
+    Some(value)
 }
 
 impl<B> LineFrames<B>
@@ -69,19 +119,24 @@ where
             attempt: self.attempt.clone(),
             reason,
         };
-        let parsed: Line<'_> = serde_json::from_slice(line).map_err(|e| wrong(e.to_string()))?;
-        let kind = match parsed.kind {
-            "ADDED" => FrameKind::Added,
-            "MODIFIED" => FrameKind::Modified,
-            "DELETED" => FrameKind::Deleted,
-            "BOOKMARK" => FrameKind::Bookmark,
-            "ERROR" => {
-                let value: Value = serde_json::from_str(parsed.object.get()).unwrap_or(Value::Null);
+        let parsed = Line::parse(line).map_err(|e| wrong(e.to_string()))?;
+        let object = parsed.object.unwrap_or_default();
+        let kind: &[u8] = parsed.kind.unwrap_or_default();
+        let kind = match kind {
+            b"\"ADDED\"" => FrameKind::Added,
+            b"\"MODIFIED\"" => FrameKind::Modified,
+            b"\"DELETED\"" => FrameKind::Deleted,
+            b"\"BOOKMARK\"" => FrameKind::Bookmark,
+            b"\"ERROR\"" => {
+                let value: Value = serde_json::from_slice(object).unwrap_or(Value::Null);
                 return Err(ApiError::from_status(&value, 500));
             }
-            other => return Err(wrong(format!("{other:?} is no event of a watch"))),
+            other => {
+                let other = String::from_utf8_lossy(other);
+                return Err(wrong(format!("{other} is no event of a watch")));
+            }
         };
-        let object = line.slice_ref(parsed.object.get().as_bytes());
+        let object = line.slice_ref(object);
         Ok(Frame { kind, object })
     }
 
@@ -167,7 +222,19 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_event_is_refused() {
-        for text in ["{}\n", "[]\n", "{\"type\":\"NEW\",\"object\":{}}\n"] {
+        let event = "\"type\":\"ADDED\",\"object\":{}";
+        for text in [
+            "{}\n",
+            "[]\n",
+            "{\"type\":\"NEW\",\"object\":{}}\n",
+            "{\"type\":\"ADDED\"}\n",
+            "{\"type\":\"ADDED\",\"object\":{]}\n",
+            &format!("{{{event},}}\n"),
+            &format!("{{{event} \"a\":1}}\n"),
+            &format!("{{{event}}} x\n"),
+            &format!("{{{event},7:1}}\n"),
+            &format!("{{{event}\n"),
+        ] {
             let mut watch = frames(text);
             let error = watch.next().await.unwrap().unwrap_err();
             assert!(matches!(error, ApiError::Decode { .. }), "{text}");

@@ -141,8 +141,8 @@ fn change(
 ) -> Option<Value> {
     let mut patch = json!({});
     let have = existing.metadata.labels.clone().unwrap_or_default();
-    let from = serde_json::to_value(have).unwrap_or_default();
-    let to = serde_json::to_value(labels(service)).unwrap_or_default();
+    let from = rkube_api::value_of(&have).unwrap_or_default();
+    let to = rkube_api::value_of(&labels(service)).unwrap_or_default();
     let mut differs = false;
     if let Some(labels) = rkube_client::merge_diff(&from, &to) {
         patch["metadata"]["labels"] = labels;

@@ -321,7 +321,7 @@ pub(super) fn reconcile(
     let mut changes = Changes::default();
     let mut left: Vec<Arc<EndpointSlice>> = existing.to_vec();
     left.retain(|s| !owner::is_deleting(&**s));
-    left.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+    left.sort_unstable_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     for group in wanted {
         let (own, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|slice| {
             slice.address_type == group.family.as_str()
@@ -379,8 +379,8 @@ fn reconcile_group(
             continue;
         }
         let have = slice.metadata.labels.clone().unwrap_or_default();
-        let from = serde_json::to_value(have).unwrap_or_default();
-        let to = serde_json::to_value(labels).unwrap_or_default();
+        let from = rkube_api::value_of(&have).unwrap_or_default();
+        let to = rkube_api::value_of(labels).unwrap_or_default();
         let mut patch = json!({
             "metadata": {
                 "uid": slice.metadata.uid,

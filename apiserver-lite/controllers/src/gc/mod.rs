@@ -156,7 +156,7 @@ impl Collector {
             Err(error) if error.is_not_found() => return Ok(None),
             answer => answer.map_err(Error::request("read", target(place)))?,
         };
-        let object: Partial = serde_json::from_value(answer).unwrap_or_default();
+        let object: Partial = rkube_api::typed(&answer).unwrap_or_default();
         Ok(Some(object.metadata).filter(|m| m.uid.as_deref() == Some(uid)))
     }
 

@@ -80,8 +80,8 @@ impl Replicated for ReplicationController {
 
     fn status(&self) -> ReplicaSetStatus {
         // The same fields with the same names.
-        let value = serde_json::to_value(&self.status).unwrap_or_default();
-        serde_json::from_value(value).unwrap_or_default()
+        let value = rkube_api::value_of(&self.status).unwrap_or_default();
+        rkube_api::typed(&value).unwrap_or_default()
     }
 }
 

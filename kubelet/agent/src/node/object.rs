@@ -209,7 +209,7 @@ pub fn status(fixed: &Fixed, now: &Now, at: SystemTime) -> Value {
         .collect();
     addresses.push(json!({"type": "Hostname", "address": host.hostname}));
     let mut images = now.images.clone();
-    images.sort_by(|a, b| (b.bytes, &a.names).cmp(&(a.bytes, &b.names)));
+    images.sort_unstable_by(|a, b| (b.bytes, &a.names).cmp(&(a.bytes, &b.names)));
     let images: Vec<Value> = images
         .into_iter()
         .take(MAX_IMAGES)

@@ -71,7 +71,7 @@ pub(crate) fn import(
         image
             .references
             .extend(tags.get(&image.config).into_iter().flatten().cloned());
-        image.references.sort();
+        image.references.sort_unstable();
         image.references.dedup();
         match out.iter_mut().find(|o| o.manifest == image.manifest) {
             Some(same) => same.references.extend(image.references),
