@@ -10,6 +10,16 @@ pub struct Time {
     pub nanos: u32,
 }
 
+/// Whether a time has exactly six digits of a second, as a `MicroTime` must.
+#[must_use]
+pub fn has_microseconds(text: &str) -> bool {
+    let Some((_, fraction)) = text.split_once('.') else {
+        return false;
+    };
+    let end = fraction.find(|c: char| !c.is_ascii_digit());
+    end.unwrap_or(fraction.len()) == 6
+}
+
 /// Whether a text is a time as Go's RFC 3339 layout reads it.
 #[must_use]
 pub fn is_rfc3339(text: &str) -> bool {

@@ -77,7 +77,7 @@ fn rules_of_a_deployment() {
         ),
         (
             json!({"strategy": {"type": "x"}}),
-            "spec.strategy.type: Unsupported value: \"x\": supported values: \"Recreate\", \"RollingUpdate\"",
+            "spec.strategy: Unsupported value: {\"RollingUpdate\":null,\"Type\":\"x\"}: supported values: \"Recreate\", \"RollingUpdate\"",
         ),
         (
             json!({"strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": "0%"}}}),
