@@ -87,6 +87,14 @@ pub enum Change {
     Sorted,
     /// An error shows the offending value in another notation, and says the same about it.
     ShownOtherwise,
+    /// A change that only these requests show, each by its whole id: another code says that
+    /// anything may be wrong.
+    Only {
+        /// The requests.
+        requests: Vec<String>,
+        /// The change.
+        change: Box<Change>,
+    },
     /// A text of a library that is worded otherwise behind these words.
     EndsOtherwise {
         /// The words that both begin with.
@@ -95,7 +103,12 @@ pub enum Change {
 }
 
 impl Change {
-    fn explains(&self, difference: &Difference) -> bool {
+    /// Whether it may stand for another code.
+    fn is_of_few(&self) -> bool {
+        matches!(self, Self::Only { .. })
+    }
+
+    fn explains(&self, id: &str, difference: &Difference) -> bool {
         let (recorded, found) = (&difference.recorded, &difference.found);
         match self {
             Self::Added(value) => recorded.is_null() && found == value,
@@ -114,6 +127,9 @@ impl Change {
             }
             Self::Gone => found.is_null() && !recorded.is_null(),
             Self::Now(value) => found == value,
+            Self::Only { requests, change } => {
+                requests.iter().any(|r| r == id) && change.explains(id, difference)
+            }
             Self::Sorted => match (recorded.as_str(), found.as_str()) {
                 (Some(recorded), Some(found)) => sorted(recorded).is_some_and(|s| s == found),
                 _ => false,
@@ -213,8 +229,9 @@ impl<'a> Explained<'a> {
         }
     }
 
-    /// Whether an entry explains a difference of a scenario's answers.
-    pub fn explains(&mut self, scenario: &str, difference: &Difference) -> bool {
+    /// Whether an entry explains a difference between the answers to a request.
+    pub fn explains(&mut self, id: &str, difference: &Difference) -> bool {
+        let scenario = id.split(" > ").next().unwrap_or_default();
         for (entry, used) in self.entries.iter().zip(&mut self.used) {
             if !entry.scenarios.is_empty() && !entry.scenarios.iter().any(|s| s == scenario) {
                 continue;
@@ -224,7 +241,9 @@ impl<'a> Explained<'a> {
                 continue;
             }
             let mut changes = entry.change.list().iter();
-            if let Some(at) = changes.position(|c| c.explains(difference)) {
+            let is_code = difference.field == "code";
+            let fits = |c: &Change| (!is_code || c.is_of_few()) && c.explains(id, difference);
+            if let Some(at) = changes.position(fits) {
                 used[at] = true;
                 return true;
             }
@@ -308,7 +327,8 @@ mod tests {
             ),
         ] {
             let difference = difference(recorded, found);
-            assert_eq!(change.explains(&difference), explained, "{difference:?}");
+            let told = change.explains("a/b > c", &difference);
+            assert_eq!(told, explained, "{difference:?}");
         }
     }
 
@@ -330,17 +350,53 @@ mod tests {
             recorded: Value::Null,
             found: json!(1),
         };
-        assert!(!explained.explains("a/b", &difference), "another kind");
+        assert!(!explained.explains("a/b > x", &difference), "another kind");
         difference.kind = "Pod".into();
-        assert!(!explained.explains("a/c", &difference), "another scenario");
-        assert!(explained.explains("a/b", &difference));
+        let elsewhere = explained.explains("a/c > x", &difference);
+        assert!(!elsewhere, "another scenario");
+        assert!(explained.explains("a/b > x", &difference));
         assert_eq!(
             explained.unused().len(),
             1,
             "the other way of the same rule"
         );
         difference.found = json!(2);
-        assert!(explained.explains("a/b", &difference));
+        assert!(explained.explains("a/b > x", &difference));
         assert!(explained.unused().is_empty());
+    }
+
+    #[test]
+    fn another_code_is_explained_for_the_requests_that_a_rule_names() {
+        let entry = |change: Change| Entry {
+            rule: "x is allowed".into(),
+            kinds: vec!["Pod".into()],
+            fields: vec!["code".into()],
+            scenarios: Vec::new(),
+            change: Changes::One(change),
+            document: "https://kubernetes.io/".into(),
+        };
+        let replaced = Change::Replaced {
+            from: json!(422),
+            to: json!(200),
+        };
+        let only = Change::Only {
+            requests: vec!["a/b > x".into()],
+            change: Box::new(replaced.clone()),
+        };
+        let difference = Difference {
+            kind: "Pod".into(),
+            field: "code".into(),
+            recorded: json!(422),
+            found: json!(200),
+        };
+        for (change, id, explained) in [
+            (&replaced, "a/b > x", false),
+            (&only, "a/b > x", true),
+            (&only, "a/b > y", false),
+        ] {
+            let entries = [entry(change.clone())];
+            let told = Explained::new(&entries).explains(id, &difference);
+            assert_eq!(told, explained, "{id}");
+        }
     }
 }

@@ -74,9 +74,8 @@ async fn rkube_answers_as_kube_apiserver_does() {
         let Some(before) = recorded.get(&answer.id) else {
             panic!("{} was not recorded: run `make record`", answer.id);
         };
-        let scenario = answer.id.split(" > ").next().unwrap_or_default();
         for difference in compare(before, answer) {
-            let all = if explained.explains(scenario, &difference) {
+            let all = if explained.explains(&answer.id, &difference) {
                 &mut ruled
             } else {
                 &mut found
