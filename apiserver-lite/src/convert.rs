@@ -204,6 +204,10 @@ mod tests {
             "regarding": {"kind": "Pod"}, "note": "m", "reason": "r", "deprecatedCount": 2, "deprecatedSource": {"component": "c"}})
         );
         assert_eq!(convert(view, new, core), event);
+        let silent = json!({"reportingComponent": "", "reportingInstance": ""});
+        let view = convert(silent, core, new);
+        assert!(view.get("reportingController").is_none());
+        assert!(view.get("reportingInstance").is_none());
     }
 
     #[test]

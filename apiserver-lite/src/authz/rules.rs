@@ -291,6 +291,16 @@ mod tests {
             wanted(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"]})).len(),
             1
         );
+        let both = wanted(
+            json!({"verbs": ["get", "delete"], "apiGroups": ["", "x"], "resources": ["nodes"]}),
+        );
+        let told: Vec<String> = both.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            ["", "x"].map(|group| format!(
+                "{{APIGroups:[{group:?}], Resources:[\"nodes\"], Verbs:[\"get\" \"delete\"]}}"
+            ))
+        );
         assert!(wanted(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"]})).is_empty());
         assert_eq!(
             wanted(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})).len(),
