@@ -16,7 +16,15 @@ pub fn convert(mut object: Value, from: &Resource, to: &Resource) -> Value {
     map.insert("apiVersion".into(), to.gvk.api_version().into());
     map.insert("kind".into(), to.gvk.kind.into());
     match (from.gvk.group, to.gvk.group, to.gvk.kind) {
-        ("", "events.k8s.io", "Event") => rename(map, EVENT_FIELDS, false),
+        ("", "events.k8s.io", "Event") => {
+            rename(map, EVENT_FIELDS, false);
+            // The older API writes these where they are empty, the newer one does not.
+            for field in ["reportingController", "reportingInstance"] {
+                if map.get(field).is_some_and(|value| value == "") {
+                    map.remove(field);
+                }
+            }
+        }
         ("events.k8s.io", "", "Event") => rename(map, EVENT_FIELDS, true),
         ("autoscaling", "autoscaling", "HorizontalPodAutoscaler") => {
             match (from.gvk.version, to.gvk.version) {
@@ -196,6 +204,10 @@ mod tests {
             "regarding": {"kind": "Pod"}, "note": "m", "reason": "r", "deprecatedCount": 2, "deprecatedSource": {"component": "c"}})
         );
         assert_eq!(convert(view, new, core), event);
+        let silent = json!({"reportingComponent": "", "reportingInstance": ""});
+        let view = convert(silent, core, new);
+        assert!(view.get("reportingController").is_none());
+        assert!(view.get("reportingInstance").is_none());
     }
 
     #[test]

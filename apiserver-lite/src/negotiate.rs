@@ -20,8 +20,10 @@ pub enum Shape {
     Object,
     /// A `Table` of `meta.k8s.io`, in `v1` or `v1beta1`.
     Table(MetaVersion),
-    /// `PartialObjectMetadata`, or a list of them.
+    /// `PartialObjectMetadata` of one object.
     Partial(MetaVersion),
+    /// `PartialObjectMetadataList` of a list.
+    PartialList(MetaVersion),
 }
 
 /// The versions of `meta.k8s.io`; they differ in name only.
@@ -174,7 +176,8 @@ fn shape(clause: &Clause<'_>) -> Option<Shape> {
     };
     match kind {
         "Table" => Some(Shape::Table(version)),
-        "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Shape::Partial(version)),
+        "PartialObjectMetadata" => Some(Shape::Partial(version)),
+        "PartialObjectMetadataList" => Some(Shape::PartialList(version)),
         _ => None,
     }
 }

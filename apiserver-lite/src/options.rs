@@ -183,7 +183,11 @@ impl Options {
             "fieldSelector" => self.fields = FieldSelector::parse(value).map_err(|e| text(&e))?,
             "watch" => self.watch = flag(value),
             "allowWatchBookmarks" => self.bookmarks = flag(value),
-            "resourceVersion" => self.revision = parse_version(value).map_err(|e| text(&e))?,
+            "resourceVersion" => {
+                self.revision = parse_version(value).map_err(|why| {
+                    Status::unknown(format!("resourceVersion: Invalid value: {value:?}: {why}"))
+                })?;
+            }
             "resourceVersionMatch" => {
                 self.revision_match = match value {
                     "" => None,
@@ -242,9 +246,11 @@ impl Options {
             "pretty" => self.pretty = value != "false" && value != "0",
             "includeObject" => {
                 let include = Include::parse(value);
-                self.include = Some(
-                    include.ok_or_else(|| bad(name, value, "must be None, Metadata or Object"))?,
-                );
+                self.include = Some(include.ok_or_else(|| {
+                    Status::bad_request(format!(
+                        "Unable to convert to Table as requested: includeObject: Invalid value: {value:?}: must be 'Metadata', 'Object', 'None', or empty"
+                    ))
+                })?);
             }
             "gracePeriodSeconds" => self.delete.grace_period_s = number(name, value)?,
             "propagationPolicy" => self.set_propagation(value),
@@ -454,7 +460,7 @@ mod tests {
         for (name, value, code) in [
             ("labelSelector", "a in (", 400),
             ("fieldSelector", "a", 400),
-            ("resourceVersion", "x", 400),
+            ("resourceVersion", "x", 500),
             ("limit", "x", 400),
         ] {
             assert_eq!(

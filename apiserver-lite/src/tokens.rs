@@ -144,8 +144,9 @@ fn bind(claims: &mut Claims, reference: &Value, objects: &Objects) -> Result<(),
         ("v1", "Secret") => "secrets",
         ("v1", "Node") => "nodes",
         (version, kind) => {
+            let slash = if version.contains('/') { "" } else { "/" };
             return Err(Status::bad_request(format!(
-                "cannot bind token for serviceaccount to type {version}, Kind={kind}"
+                "cannot bind token to object of type {slash}{version}, Kind={kind}"
             )));
         }
     };

@@ -229,6 +229,34 @@ async fn admission_fills_in_and_refuses() {
         "{stderr}"
     );
 
+    let mut classed = pod("classed", "echo");
+    classed["spec"]["runtimeClassName"] = "light".into();
+    let stderr = create(classed.clone(), &[]).await;
+    assert!(
+        stderr.contains("pod rejected: RuntimeClass \"light\" not found"),
+        "{stderr}"
+    );
+    let class = serde_json::json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+        "metadata": {"name": "light"}, "handler": "light", "overhead": {"podFixed": {"cpu": "10m"}},
+        "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}]}});
+    let made = cluster
+        .run(&["create", "-f", "-"], &class.to_string())
+        .await;
+    assert!(made.status.success());
+    assert_eq!(create(classed, &[]).await, "");
+    let made = cluster.ok(&["get", "pod", "classed", "-o", "json"]).await;
+    let spec = serde_json::from_str::<Value>(&made).unwrap()["spec"].clone();
+    assert_eq!(spec["overhead"]["cpu"], "10m");
+    assert_eq!(spec["nodeSelector"]["a"], "b");
+    assert_eq!(spec["tolerations"].as_array().unwrap().len(), 3);
+    let mut heavy = pod("heavy", "echo");
+    heavy["spec"]["overhead"]["cpu"] = "1".into();
+    let stderr = create(heavy, &[]).await;
+    assert!(
+        stderr.contains("Pod Overhead set without corresponding RuntimeClass defined Overhead"),
+        "{stderr}"
+    );
+
     let mut nowhere = pod("p", "echo");
     nowhere["metadata"]["namespace"] = "nowhere".into();
     let stderr = create(nowhere, &[]).await;

@@ -1,6 +1,6 @@
 //! ConfigMaps and Secrets (`v1`): defaults and validation.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::field::{ErrorKind, Errors, FieldError};
 use crate::meta;
@@ -179,6 +179,23 @@ fn need_keys(errors: &mut Errors, data: &At<'_, '_>, keys: &[&str]) {
     }
 }
 
+/// Why bytes are no JSON object, as Go's reader says.
+fn no_object(bytes: &[u8]) -> Option<String> {
+    if let Some(fault) = crate::syntax::fault(bytes) {
+        return Some(fault);
+    }
+    let what = match serde_json::from_slice::<Value>(bytes) {
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Number(_)) => "number",
+        Ok(Value::Bool(_)) => "bool",
+        _ => return None,
+    };
+    Some(format!(
+        "json: cannot unmarshal {what} into Go value of type map[string]interface {{}}"
+    ))
+}
+
 fn json_key(errors: &mut Errors, data: &At<'_, '_>, key: &str) {
     let entry = data.key(key);
     if entry.is_none() {
@@ -186,8 +203,7 @@ fn json_key(errors: &mut Errors, data: &At<'_, '_>, key: &str) {
         return;
     }
     let bytes = base64(entry.str()).unwrap_or_default();
-    if serde_json::from_slice::<Map<String, Value>>(&bytes).is_err() {
-        let rule = "the value is no JSON object";
+    if let Some(rule) = no_object(&bytes) {
         entry.error_value(
             errors,
             ErrorKind::Invalid,

@@ -112,10 +112,14 @@ pub fn resource_list(served: &[&'static Resource], group: &str, version: &str) -
     } else {
         format!("{group}/{version}")
     };
-    Some(json!({
-        "kind": "APIResourceList", "apiVersion": "v1",
-        "groupVersion": group_version, "resources": list,
-    }))
+    let mut value = json!({
+        "kind": "APIResourceList", "groupVersion": group_version, "resources": list,
+    });
+    // The core group's list is older than `apiVersion` in lists, and never got it.
+    if !group.is_empty() {
+        value["apiVersion"] = "v1".into();
+    }
+    Some(value)
 }
 
 fn insert_names(entry: &mut Map<String, Value>, resource: &Resource) {

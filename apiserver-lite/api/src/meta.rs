@@ -31,6 +31,18 @@ pub fn validate(
     namespaced: bool,
     name_rule: fn(&str) -> Vec<String>,
 ) {
+    validate_generic(errors, meta, namespaced, name_rule);
+    standard_finalizers(errors, &meta.get("finalizers"));
+}
+
+/// The rules of the machinery alone: kinds that upstream keeps outside of `core` and its like let
+/// finalizers have any qualified name.
+pub fn validate_generic(
+    errors: &mut Errors,
+    meta: &At<'_, '_>,
+    namespaced: bool,
+    name_rule: fn(&str) -> Vec<String>,
+) {
     let name = meta.get("name");
     let generate = meta.get("generateName");
     if !generate.str().is_empty() {
@@ -107,7 +119,7 @@ fn owners(errors: &mut Errors, at: &At<'_, '_>) {
     }
 }
 
-/// Finalizers: a standard one, or one with a domain.
+/// Finalizers: qualified names.
 fn finalizers(errors: &mut Errors, at: &At<'_, '_>) {
     let mut texts = Vec::new();
     for finalizer in at.items() {
@@ -121,6 +133,10 @@ fn finalizers(errors: &mut Errors, at: &At<'_, '_>) {
         let rule = "finalizer orphan and foregroundDeletion cannot be both set";
         at.invalid(errors, rule);
     }
+}
+
+/// Finalizers: a standard one, or one with a domain.
+fn standard_finalizers(errors: &mut Errors, at: &At<'_, '_>) {
     for finalizer in at.items() {
         let text = finalizer.str();
         let standard = ["kubernetes", "orphan", "foregroundDeletion"].contains(&text);

@@ -13,17 +13,26 @@ const VERSION: &str = "meta.k8s.io/v1";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RevisionError {
     /// A resourceVersion that is no number.
-    #[error("invalid resource version {text:?}: must be a non-negative integer")]
+    #[error("strconv.ParseUint: parsing {text:?}: {why}")]
     Version {
         /// The text.
         text: String,
+        /// Go's reason.
+        why: &'static str,
     },
     /// A continue token that this server did not make.
     #[error("continue key is not valid: {reason}")]
     Continue {
         /// What is wrong with it.
-        reason: &'static str,
+        reason: String,
     },
+}
+
+/// The first byte of a token that is no base64, or where a group of letters stands alone.
+fn base64_fault(token: &str) -> usize {
+    let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let bad = token.bytes().position(|b| !letter(b));
+    bad.unwrap_or(token.len() - token.len() % 4)
 }
 
 /// Reads a resourceVersion: "" is `None` (the newest), "0" is any.
@@ -39,6 +48,11 @@ pub fn parse_version(text: &str) -> Result<Option<u64>, RevisionError> {
         Ok(number) if digits => Ok(Some(number)),
         _ => Err(RevisionError::Version {
             text: text.to_owned(),
+            why: if digits {
+                "value out of range"
+            } else {
+                "invalid syntax"
+            },
         }),
     }
 }
@@ -68,14 +82,19 @@ impl Continue {
     /// # Errors
     /// Where it is none, or its key leaves the list's prefix.
     pub fn decode(token: &str) -> Result<Self, RevisionError> {
-        let bad = |reason| RevisionError::Continue { reason };
+        let bad = |reason: &str| RevisionError::Continue {
+            reason: reason.to_owned(),
+        };
         if token.len() > MAX_CONTINUE_BYTES {
             return Err(bad("too long"));
         }
         let bytes = URL_SAFE_NO_PAD
             .decode(token)
             .or_else(|_| URL_SAFE.decode(token))
-            .map_err(|_| bad("not base64"))?;
+            .map_err(|_| {
+                let at = base64_fault(token);
+                bad(&format!("illegal base64 data at input byte {at}"))
+            })?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| bad("not JSON"))?;
         if value.get("v").and_then(Value::as_str) != Some(VERSION) {
             return Err(bad("server does not recognize this encoded version"));

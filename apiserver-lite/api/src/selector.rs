@@ -56,8 +56,11 @@ pub struct LabelSelector {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
     /// The grammar is broken.
-    #[error("unable to parse requirement: {0}")]
+    #[error("{0}")]
     Syntax(String),
+    /// A requirement in a text is broken.
+    #[error("unable to parse requirement: {0}")]
+    Requirement(Box<SelectorError>),
     /// A key or value breaks the rules of labels.
     #[error("{0}")]
     Value(String),
@@ -67,6 +70,12 @@ pub enum SelectorError {
     /// A limit of this module.
     #[error("the selector has more than {0}")]
     TooLong(&'static str),
+}
+
+impl SelectorError {
+    fn in_requirement(self) -> Self {
+        Self::Requirement(Box::new(self))
+    }
 }
 
 impl LabelSelector {
@@ -80,18 +89,25 @@ impl LabelSelector {
         }
         let mut tokens = Tokens { rest: text };
         let mut requirements = Vec::new();
-        if tokens.peek() == Token::End {
-            return Ok(Self::default());
-        }
         loop {
+            match tokens.peek() {
+                (Token::End, _) => break,
+                (Token::Word | Token::Not, _) => {}
+                (_, found) => {
+                    return syntax(found, ", expected: !, identifier, or 'end of string'");
+                }
+            }
             if requirements.len() == MAX_REQUIREMENTS_COUNT {
                 return Err(SelectorError::TooLong("1000 requirements"));
             }
-            requirements.push(requirement(&mut tokens)?);
+            requirements.push(requirement(&mut tokens).map_err(SelectorError::in_requirement)?);
             match tokens.next() {
-                Token::End => break,
-                Token::Comma if matches!(tokens.peek(), Token::Word(_) | Token::Not) => {}
-                other => return syntax(&other, "',' or end of string"),
+                (Token::End, _) => break,
+                (Token::Comma, _) => match tokens.peek() {
+                    (Token::Word | Token::Not, _) => {}
+                    (_, found) => return syntax(found, ", expected: identifier after ','"),
+                },
+                (_, found) => return syntax(found, ", expected: ',' or 'end of string'"),
             }
         }
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
@@ -135,6 +151,10 @@ impl LabelSelector {
             let operator = match text("operator") {
                 "In" => Operator::In(values),
                 "NotIn" => Operator::NotIn(values),
+                "Exists" | "DoesNotExist" if !values.is_empty() => {
+                    let reason = "values set must be empty for exists and does not exist";
+                    return Err(SelectorError::Value(reason.into()));
+                }
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
                 other => {
@@ -236,8 +256,8 @@ impl fmt::Display for LabelSelector {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token<'a> {
-    Word(&'a str),
+enum Token {
+    Word,
     Equals,
     NotEquals,
     Not,
@@ -255,12 +275,13 @@ struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    fn peek(&self) -> Token<'a> {
+    fn peek(&self) -> (Token, &'a str) {
         let mut copy = *self;
         copy.next()
     }
 
-    fn next(&mut self) -> Token<'a> {
+    /// The next token and its text.
+    fn next(&mut self) -> (Token, &'a str) {
         const SPECIAL: [char; 7] = ['=', '!', '(', ')', ',', '>', '<'];
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
         for (text, token) in [
@@ -274,9 +295,10 @@ impl<'a> Tokens<'a> {
             (")", Token::Close),
             (",", Token::Comma),
         ] {
-            if let Some(rest) = self.rest.strip_prefix(text) {
+            if self.rest.starts_with(text) {
+                let (found, rest) = self.rest.split_at(text.len());
                 self.rest = rest;
-                return token;
+                return (token, found);
             }
         }
         let end = self
@@ -284,61 +306,60 @@ impl<'a> Tokens<'a> {
             .find(|c: char| SPECIAL.contains(&c) || c.is_ascii_whitespace());
         let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
-        if word.is_empty() {
+        let token = if word.is_empty() {
             Token::End
         } else {
-            Token::Word(word)
-        }
+            Token::Word
+        };
+        (token, word)
     }
 }
 
-fn syntax<T>(found: &Token<'_>, expected: &str) -> Result<T, SelectorError> {
-    let found = match found {
-        Token::Word(word) => (*word).to_owned(),
-        Token::End => String::new(),
-        other => format!("{other:?}").to_lowercase(),
-    };
-    Err(SelectorError::Syntax(format!(
-        "found '{found}', expected: {expected}"
-    )))
+/// `found 'x'` and what was expected.
+fn syntax<T>(found: &str, expected: &str) -> Result<T, SelectorError> {
+    Err(SelectorError::Syntax(format!("found '{found}'{expected}")))
 }
 
 fn requirement(tokens: &mut Tokens<'_>) -> Result<Requirement, SelectorError> {
-    let absent = tokens.peek() == Token::Not;
+    let absent = tokens.peek().0 == Token::Not;
     if absent {
         tokens.next();
     }
     let key = match tokens.next() {
-        Token::Word(word) => word.to_owned(),
-        other => return syntax(&other, "identifier"),
+        (Token::Word, word) => word.to_owned(),
+        (_, found) => return syntax(found, ", expected: identifier"),
     };
+    if let Some(rule) = names::qualified_name(&key).first() {
+        // Upstream has no path here, and says so.
+        let reason = format!("<nil>: Invalid value: {key:?}: {rule}");
+        return Err(SelectorError::Value(reason));
+    }
     if absent {
         return checked(key, Operator::DoesNotExist);
     }
-    if matches!(tokens.peek(), Token::End | Token::Comma) {
+    if matches!(tokens.peek().0, Token::End | Token::Comma) {
         return checked(key, Operator::Exists);
     }
     let operator = match tokens.next() {
-        Token::Equals => Operator::In(vec![exact(tokens)?]),
-        Token::NotEquals => Operator::NotIn(vec![exact(tokens)?]),
-        Token::Word("in") => Operator::In(set(tokens)?),
-        Token::Word("notin") => Operator::NotIn(set(tokens)?),
-        Token::Greater => Operator::GreaterThan(bound(tokens)?),
-        Token::Less => Operator::LessThan(bound(tokens)?),
-        other => return syntax(&other, "in, notin, =, ==, !=, gt, lt"),
+        (Token::Equals, _) => Operator::In(vec![exact(tokens)?]),
+        (Token::NotEquals, _) => Operator::NotIn(vec![exact(tokens)?]),
+        (Token::Word, "in") => Operator::In(set(tokens)?),
+        (Token::Word, "notin") => Operator::NotIn(set(tokens)?),
+        (Token::Greater, _) => Operator::GreaterThan(bound(tokens)?),
+        (Token::Less, _) => Operator::LessThan(bound(tokens)?),
+        (_, found) => return syntax(found, ", expected: in, notin, =, ==, !=, gt, lt"),
     };
     checked(key, operator)
 }
 
 /// One value, which may be empty.
 fn exact(tokens: &mut Tokens<'_>) -> Result<String, SelectorError> {
-    match tokens.peek() {
-        Token::End | Token::Comma => Ok(String::new()),
-        Token::Word(word) => {
-            tokens.next();
-            Ok(word.to_owned())
-        }
-        other => syntax(&other, "identifier"),
+    if matches!(tokens.peek().0, Token::End | Token::Comma) {
+        return Ok(String::new());
+    }
+    match tokens.next() {
+        (Token::Word, word) => Ok(word.to_owned()),
+        (_, found) => syntax(found, ", expected: identifier"),
     }
 }
 
@@ -350,25 +371,44 @@ fn bound(tokens: &mut Tokens<'_>) -> Result<i64, SelectorError> {
     })
 }
 
-/// `(a,b)`; an empty element is the empty value.
+/// `(a,b)`; an empty element is the empty value, and `()` has one.
 fn set(tokens: &mut Tokens<'_>) -> Result<Vec<String>, SelectorError> {
-    let open = tokens.next();
-    if open != Token::Open {
-        return syntax(&open, "'('");
+    match tokens.next() {
+        (Token::Open, _) => {}
+        (_, found) => return syntax(found, " expected: '('"),
+    }
+    match tokens.peek() {
+        (Token::Word | Token::Comma, _) => {}
+        (Token::Close, _) => {
+            tokens.next();
+            return Ok(vec![String::new()]);
+        }
+        (_, found) => return syntax(found, ", expected: ',', ')' or identifier"),
     }
     let mut values = Vec::new();
-    let mut current = None;
     loop {
         match tokens.next() {
-            Token::Word(word) if current.is_none() => current = Some(word.to_owned()),
-            Token::Comma => values.push(current.take().unwrap_or_default()),
-            Token::Close => {
-                if current.is_some() || !values.is_empty() {
-                    values.push(current.unwrap_or_default());
+            (Token::Word, word) => {
+                values.push(word.to_owned());
+                match tokens.next() {
+                    (Token::Comma, _) if tokens.peek().0 == Token::Word => {}
+                    (Token::Comma, _) => values.push(String::new()),
+                    (Token::Close, _) => return Ok(values),
+                    (_, found) => return syntax(found, ", expected: ',' or ')'"),
                 }
-                return Ok(values);
+                if values.last().is_some_and(String::is_empty) && tokens.peek().0 == Token::Close {
+                    tokens.next();
+                    return Ok(values);
+                }
             }
-            other => return syntax(&other, "',' or ')'"),
+            (Token::Comma, _) => {
+                values.push(String::new());
+                if tokens.peek().0 == Token::Close {
+                    tokens.next();
+                    return Ok(values);
+                }
+            }
+            (_, found) => return syntax(found, ", expected: ',', or identifier"),
         }
     }
 }
@@ -400,6 +440,11 @@ mod tests {
             ("b>0", "b>0", false),
             ("empty=", "empty=", true),
             ("empty in (,x)", "empty in (,x)", true),
+            ("a in ()", "a=", false),
+            ("empty in ()", "empty=", true),
+            ("a in (1,,2)", "a in (,1,2)", true),
+            ("a in (,)", "a=", false),
+            ("a in (3,)", "a in (,3)", false),
             ("in=1", "in=1", false),
             ("in in (in)", "in=in", false),
             ("example.com/a notin (b)", "example.com/a!=b", true),
@@ -415,7 +460,6 @@ mod tests {
             "a in 1",
             "a in (",
             "a in (1",
-            "a in ()",
             "=1",
             "a=b c",
             "!a=1",
@@ -428,6 +472,32 @@ mod tests {
             "a in (1 2)",
         ] {
             assert!(LabelSelector::parse(bad).is_err(), "{bad}");
+        }
+        for (bad, words) in [
+            ("a=1,", "found '', expected: identifier after ','"),
+            (
+                ",",
+                "found ',', expected: !, identifier, or 'end of string'",
+            ),
+            (
+                "a b",
+                "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+            ),
+            (
+                "a===b",
+                "unable to parse requirement: found '=', expected: identifier",
+            ),
+            (
+                "a in (",
+                "unable to parse requirement: found '', expected: ',', ')' or identifier",
+            ),
+            (
+                "a>x",
+                "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+            ),
+        ] {
+            let error = LabelSelector::parse(bad).unwrap_err();
+            assert_eq!(error.to_string(), words);
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Status {
     pub details: Map<String, Value>,
     /// `details` are written even where they are empty, as for answers that no resource gives.
     pub bare: bool,
+    /// The answer is the message alone, as text: of what is no part of the API.
+    pub text: bool,
     /// `metadata.continue`: where a list whose page expired may go on; empty for none.
     pub continue_token: String,
 }
@@ -67,6 +69,7 @@ impl Status {
             message,
             details,
             bare: false,
+            text: false,
             continue_token: String::new(),
         }
     }
@@ -86,6 +89,20 @@ impl Status {
             "NotFound",
             "the server could not find the requested resource",
         )
+    }
+
+    /// 404 for a path outside of the API, as text (`http.NotFound` of Go).
+    #[must_use]
+    pub fn page_not_found() -> Self {
+        Self::as_text(404, "NotFound", "404 page not found\n".to_owned())
+    }
+
+    /// An answer of the filters before the API, as text.
+    #[must_use]
+    pub fn as_text(code: u16, reason: &'static str, message: String) -> Self {
+        let mut status = Self::new(code, reason, message, Map::new());
+        status.text = true;
+        status
     }
 
     /// An answer of the HTTP layer (`NewGenericServerResponse`).
@@ -218,14 +235,6 @@ impl Status {
         Self::new(403, "Forbidden", message, object.details())
     }
 
-    /// 405.
-    #[must_use]
-    pub fn method_not_allowed(object: Named<'_>, action: &str) -> Self {
-        let resource = object.qualified();
-        let message = format!("{action} is not supported on resources of kind {resource:?}");
-        Self::new(405, "MethodNotAllowed", message, object.details())
-    }
-
     /// 406.
     #[must_use]
     pub fn not_acceptable(accepted: &[&str]) -> Self {
@@ -233,6 +242,12 @@ impl Status {
             "only the following media types are accepted: {}",
             accepted.join(", ")
         );
+        Self::new(406, "NotAcceptable", message, Map::new())
+    }
+
+    /// 406 for a form that an answer cannot take.
+    #[must_use]
+    pub fn not_that_form(message: String) -> Self {
         Self::new(406, "NotAcceptable", message, Map::new())
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::field::{ErrorKind, Errors, FieldError};
 use crate::quantity::Quantity;
-use crate::time::is_rfc3339;
+use crate::time::{has_microseconds, is_rfc3339};
 use crate::types::{Field, Shape, Type};
 use crate::view::{At, supported_values};
 
@@ -120,7 +120,12 @@ impl Checker {
         {
             let one = |at: &At<'_, '_>, errors: &mut Errors| {
                 if !allowed.contains(&at.str()) {
-                    at.error(errors, ErrorKind::NotSupported, supported_values(&allowed));
+                    let named: Vec<&str> = allowed
+                        .iter()
+                        .copied()
+                        .filter(|value| !value.is_empty())
+                        .collect();
+                    at.error(errors, ErrorKind::NotSupported, supported_values(&named));
                 }
             };
             if at.value().is_array() {
@@ -145,7 +150,12 @@ impl Checker {
             }
             Shape::IntOrString => self.wrong_type(at, "an integer or a string"),
             Shape::Bytes => self.text(at, |text| base64(text).is_some(), "bytes in base64"),
-            Shape::Time | Shape::MicroTime => {
+            Shape::MicroTime => self.text(
+                at,
+                |text| is_rfc3339(text) && has_microseconds(text),
+                "a time in RFC 3339 form with microseconds, such as 2006-01-02T15:04:05.000000Z",
+            ),
+            Shape::Time => {
                 self.text(
                     at,
                     is_rfc3339,

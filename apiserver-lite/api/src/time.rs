@@ -10,6 +10,16 @@ pub struct Time {
     pub nanos: u32,
 }
 
+/// Whether a time has exactly six digits of a second, as a `MicroTime` must.
+#[must_use]
+pub fn has_microseconds(text: &str) -> bool {
+    let Some((_, fraction)) = text.split_once('.') else {
+        return false;
+    };
+    let end = fraction.find(|c: char| !c.is_ascii_digit());
+    end.unwrap_or(fraction.len()) == 6
+}
+
 /// Whether a text is a time as Go's RFC 3339 layout reads it.
 #[must_use]
 pub fn is_rfc3339(text: &str) -> bool {
@@ -196,6 +206,9 @@ mod tests {
         for good in ["2024-02-29T23:59:59Z", "2024-01-01T00:00:00.123456+05:30"] {
             assert!(is_rfc3339(good), "{good}");
         }
+        let micro = [".123456Z", ".123456+05:30", "Z", ".12345Z", ".1234567Z"];
+        let fits = micro.map(|end| has_microseconds(&format!("2024-01-01T00:00:00{end}")));
+        assert_eq!(fits, [true, true, false, false, false]);
         for bad in [
             "2023-02-29T00:00:00Z",
             "2024-01-01",

@@ -48,6 +48,22 @@ impl<'v, 'p> At<'v, 'p> {
         }
     }
 
+    /// This value under another field's name.
+    #[must_use]
+    pub const fn renamed(self, name: &'p str) -> Self {
+        At {
+            step: Step::Field(name),
+            ..self
+        }
+    }
+
+    /// This place with the value of another one: upstream reports some values where they do not
+    /// stand.
+    #[must_use]
+    pub const fn with_value(self, value: &'v Value) -> Self {
+        At { value, ..self }
+    }
+
     /// The entry `key` of a map; absent unless this is a map that has it.
     #[must_use]
     pub fn key<'b>(&'b self, key: &'b str) -> At<'v, 'b> {
@@ -257,14 +273,9 @@ impl<'v, 'p> At<'v, 'p> {
     }
 }
 
-/// The phrase that lists a closed set of values.
+/// The phrase that lists a closed set of values, in their order.
 #[must_use]
 pub fn supported_values(supported: &[&str]) -> String {
-    let mut names: Vec<String> = supported
-        .iter()
-        .filter(|s| !s.is_empty())
-        .map(|s| format!("{s:?}"))
-        .collect();
-    names.sort_unstable();
+    let names: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
     format!("supported values: {}", names.join(", "))
 }

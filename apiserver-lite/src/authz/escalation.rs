@@ -100,7 +100,8 @@ impl Escalation {
             return Ok(());
         }
         let groups: Vec<String> = call.user.groups.iter().map(|g| format!("{g:?}")).collect();
-        let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        let mut lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        lines.sort();
         let why = format!(
             "user {:?} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
             call.user.name,

@@ -188,9 +188,22 @@ impl Rule {
 #[must_use]
 pub fn missing(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
     let pieces = wanted.iter().flat_map(Rule::pieces);
-    pieces
-        .filter(|piece| !held.iter().any(|rule| rule.covers(piece)))
-        .collect()
+    let open = pieces.filter(|piece| !held.iter().any(|rule| rule.covers(piece)));
+    // As upstream tells them: the verbs of one resource together.
+    let mut compact: Vec<Rule> = Vec::new();
+    for piece in open {
+        let same = compact.iter_mut().find(|rule| {
+            rule.urls.is_empty()
+                && piece.urls.is_empty()
+                && (&rule.groups, &rule.resources, &rule.names)
+                    == (&piece.groups, &piece.resources, &piece.names)
+        });
+        match same {
+            Some(rule) => rule.verbs.extend(piece.verbs),
+            None => compact.push(piece),
+        }
+    }
+    compact
 }
 
 impl std::fmt::Display for Rule {
@@ -277,6 +290,16 @@ mod tests {
         assert_eq!(
             wanted(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"]})).len(),
             1
+        );
+        let both = wanted(
+            json!({"verbs": ["get", "delete"], "apiGroups": ["", "x"], "resources": ["nodes"]}),
+        );
+        let told: Vec<String> = both.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            ["", "x"].map(|group| format!(
+                "{{APIGroups:[{group:?}], Resources:[\"nodes\"], Verbs:[\"get\" \"delete\"]}}"
+            ))
         );
         assert!(wanted(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"]})).is_empty());
         assert_eq!(

@@ -6,10 +6,11 @@ use rkube_api::proto;
 use rkube_api::resources::Gvk;
 use rkube_api::status::{Named, Status};
 use rkube_api::strict;
+use rkube_api::syntax;
 use rkube_api::types::{self, Type};
 use serde_json::Value;
 
-use super::{json, normal};
+use super::{json, normal, unfit};
 use crate::options::FieldValidation;
 use crate::request::BodyType;
 
@@ -52,11 +53,7 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
     match body_type {
         BodyType::Json | BodyType::JsonPatch | BodyType::MergePatch | BodyType::StrategicPatch => {
             json::parse(bytes).map_err(|e| {
-                let why = if e.is_eof() {
-                    "unexpected end of JSON input".to_owned()
-                } else {
-                    e.to_string()
-                };
+                let why = syntax::fault(bytes).unwrap_or_else(|| e.to_string());
                 Status::bad_request(format!("{UNTYPED}{why}"))
             })
         }
@@ -84,6 +81,80 @@ const NO_OBJECT: &str = r#"into Go value of type struct { APIVersion string "jso
 /// Bytes of a broken body that the answer shows.
 const SUMMARY_BYTES: usize = 30;
 
+/// A patch of one of the three forms, with its doubled keys.
+///
+/// # Errors
+/// 400 where it is none, in upstream's words for its form.
+pub(crate) fn patch(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<String>), Status> {
+    let (wanted, go) = match body_type {
+        BodyType::JsonPatch => ("array", "[]handlers.jsonPatchOp"),
+        _ => ("object", "map[string]interface {}"),
+    };
+    // Strategic patches are read elsewhere, where nothing is put in front.
+    let before = match body_type {
+        BodyType::StrategicPatch => "",
+        _ => "error decoding patch: ",
+    };
+    let bad = |why: String| Status::bad_request(format!("{before}{why}"));
+    let (value, doubled) = json::parse(bytes)
+        .map_err(|e| bad(syntax::fault(bytes).unwrap_or_else(|| e.to_string())))?;
+    let what = match &value {
+        Value::Null if body_type == BodyType::MergePatch => {
+            return Err(Status::bad_request("Invalid JSON Patch"));
+        }
+        // An empty patch of its form.
+        Value::Null => {
+            let empty = match body_type {
+                BodyType::JsonPatch => Value::Array(Vec::new()),
+                _ => Value::Object(serde_json::Map::new()),
+            };
+            return Ok((empty, doubled));
+        }
+        value => kind_of(value),
+    };
+    if what == wanted {
+        return Ok((value, doubled));
+    }
+    Err(bad(format!(
+        "json: cannot unmarshal {what} into Go value of type {go}"
+    )))
+}
+
+/// JSON's word for a value.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Bool(_) => "bool",
+        Value::Null => "null",
+        Value::Object(_) => "object",
+    }
+}
+
+/// As [`value`], for the options of a deletion.
+///
+/// # Errors
+/// As [`value`]; upstream takes what cannot be read for a failure of its own: a 500.
+pub(crate) fn options(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<String>), Status> {
+    let failed = |status: Status| match status.code {
+        400 => Status::unknown(status.message),
+        _ => status,
+    };
+    let (value, doubled) = value(bytes, body_type).map_err(failed)?;
+    match no_object(&value) {
+        Some(why) => Err(Status::unknown(why)),
+        None => Ok((value, doubled)),
+    }
+}
+
+/// What upstream's decoder says of a value that is no object.
+fn no_object(value: &Value) -> Option<String> {
+    let is_object = value.is_null() || value.is_object();
+    let what = kind_of(value);
+    (!is_object).then(|| format!("{UNTYPED}json: cannot unmarshal {what} {NO_OBJECT}"))
+}
+
 /// As [`value`], for a body that is to be an object of a kind.
 ///
 /// # Errors
@@ -101,22 +172,22 @@ pub(crate) fn read(
     };
     match value(bytes, body_type) {
         Ok((value, _)) if body_type == BodyType::Json && !value.is_object() => {
-            let what = match value {
-                Value::Array(_) => "array",
-                Value::String(_) => "string",
-                Value::Number(_) => "number",
-                Value::Bool(_) => "bool",
+            match no_object(&value) {
+                Some(why) => Err(unrecognized(&why)),
                 // `null` is an empty object to upstream.
-                _ => return Ok((Value::Object(serde_json::Map::new()), Vec::new())),
-            };
-            let why = format!("{UNTYPED}json: cannot unmarshal {what} {NO_OBJECT}");
-            Err(unrecognized(&why))
+                None => Ok((Value::Object(serde_json::Map::new()), Vec::new())),
+            }
         }
-        Err(status) if status.code == 400 && body_type == BodyType::Json => {
+        Err(status) if status.code == 400 && is_text(body_type) => {
             Err(unrecognized(&status.message))
         }
         other => other,
     }
+}
+
+/// Whether a body is one that people write.
+fn is_text(body_type: BodyType) -> bool {
+    matches!(body_type, BodyType::Json | BodyType::Yaml)
 }
 
 /// The beginning of a body: text where it looks like an object, else hexadecimal.
@@ -149,20 +220,14 @@ pub(crate) fn object(
             gvk.kind, gvk.version, gvk.kind
         )));
     };
-    let text = |name: &str| map.get(name).and_then(Value::as_str).unwrap_or("");
-    let (api_version, kind) = (text("apiVersion"), text("kind"));
     let own = gvk.api_version();
-    // Bodies of `Status`, options and the like may come with another version of `meta`.
-    if !api_version.is_empty() && api_version != own {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({own})"
-        )));
-    }
-    if !kind.is_empty() && kind != gvk.kind {
-        return Err(Status::bad_request(format!(
-            "the kind in the data ({kind}) does not match the expected kind ({})",
-            gvk.kind
-        )));
+    let text = |name: &str, absent: &str| match map.get(name).and_then(Value::as_str) {
+        None | Some("") => absent.to_owned(),
+        Some(text) => text.to_owned(),
+    };
+    let (api_version, kind) = (text("apiVersion", &own), text("kind", gvk.kind));
+    if api_version != own || kind != gvk.kind {
+        return Err(other_type(gvk, &api_version, &kind));
     }
     map.insert("apiVersion".into(), own.into());
     map.insert("kind".into(), gvk.kind.into());
@@ -173,9 +238,45 @@ pub(crate) fn object(
         strict::check(&object, ty)
     };
     let name = object.pointer("/metadata/name").and_then(Value::as_str);
-    sort_out(errors, &doubled, expected, name.unwrap_or(""), warnings)?;
+    let unfit = |error: &FieldError| unfit::why(&object, ty, error);
+    sort_out(
+        errors,
+        &doubled,
+        expected,
+        (name.unwrap_or(""), &unfit),
+        warnings,
+    )?;
     normal::object(&mut object, ty);
     Ok(object)
+}
+
+/// The answer to an object of another type than the path's.
+fn other_type(gvk: &Gvk, api_version: &str, kind: &str) -> Status {
+    let own = gvk.api_version();
+    let (group, version) = types::split_api_version(api_version);
+    let why = if types::by_gvk(group, version, kind).is_none() {
+        // Upstream names the place in its sources where the types are registered.
+        format!(
+            "no kind {kind:?} is registered for version {api_version:?} in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\""
+        )
+    } else if kind == gvk.kind {
+        return Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({own})"
+        ));
+    } else {
+        let package = match gvk.group.split('.').next() {
+            None | Some("" | "events") => "core",
+            Some(package) => package,
+        };
+        format!(
+            "converting ({version}.{kind}) to ({package}.{}): unknown conversion",
+            gvk.kind
+        )
+    };
+    Status::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {}: {why}",
+        gvk.kind
+    ))
 }
 
 /// Most warnings about fields of one request, as upstream's strict decoder stops too.
@@ -185,7 +286,7 @@ fn sort_out(
     errors: Vec<FieldError>,
     doubled: &[String],
     expected: &Expected,
-    name: &str,
+    (name, unfit): (&str, &dyn Fn(&FieldError) -> String),
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
     let gvk = &expected.gvk;
@@ -204,8 +305,11 @@ fn sort_out(
             ErrorKind::NotSupported | ErrorKind::Required => invalid.push(error),
             _ => {
                 return Err(Status::bad_request(format!(
-                    "{} in version {:?} cannot be handled as a {}: {error}",
-                    gvk.kind, gvk.version, gvk.kind
+                    "{} in version {:?} cannot be handled as a {}: {}",
+                    gvk.kind,
+                    gvk.version,
+                    gvk.kind,
+                    unfit(&error)
                 )));
             }
         }

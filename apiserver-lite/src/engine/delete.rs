@@ -175,8 +175,11 @@ impl Engine {
         warnings: &mut Warnings,
     ) -> Result<Answer, Status> {
         let options = delete_options(request)?;
-        let deleted = self.delete_object(request, &options, warnings).await?;
         let gvk = &request.resource.gvk;
+        if let Some(why) = policy::stays(gvk, &request.name) {
+            return Err(Status::forbidden(self.named(request, &request.name), why));
+        }
+        let deleted = self.delete_object(request, &options, warnings).await?;
         if deleted.gone && !policy::returns_deleted(gvk) {
             let named = self.named(request, &request.name);
             return render::value(request, 200, &Status::success(named, &deleted.uid));
@@ -293,11 +296,22 @@ impl Engine {
                     "uid" => "deleted and then recreated",
                     _ => "modified",
                 };
+                if special::is_namespace(request) {
+                    // Upstream's storage of namespaces looks itself, in other words.
+                    let why = format!(
+                        "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+                    );
+                    return Err(Status::conflict(self.named(request, &request.name), &why));
+                }
                 let why = format!(
                     "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {maybe}"
                 );
-                // Upstream names the kind here, not the resource.
+                // Upstream names the kind here, not the resource; both views of events are one.
                 let named = Named {
+                    group: match request.resource.gvk.group {
+                        "events.k8s.io" => "",
+                        group => group,
+                    },
                     resource: request.resource.gvk.kind,
                     ..self.named(request, &request.name)
                 };
@@ -338,11 +352,13 @@ impl Engine {
 fn delete_options(request: &Request) -> Result<Options, Status> {
     let mut options = request.options.clone();
     if !request.body.is_empty() {
-        let (body, _) = decode::value(&request.body, request.body_type)?;
-        let kind = body["kind"].as_str().unwrap_or("DeleteOptions");
+        let (body, _) = decode::options(&request.body, request.body_type)?;
+        let text = |name: &str, absent: &str| body[name].as_str().unwrap_or(absent).to_owned();
+        let (kind, version) = (text("kind", "DeleteOptions"), text("apiVersion", "v1"));
         if kind != "DeleteOptions" {
-            return Err(Status::bad_request(format!(
-                "the kind in the data ({kind}) does not match the expected kind (DeleteOptions)"
+            // Upstream names the place in its sources where the types are registered.
+            return Err(Status::unknown(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
             )));
         }
         options.set_delete_body(&body)?;

@@ -127,7 +127,6 @@ pub(crate) fn prepare_create(
         "deletionGracePeriodSeconds",
         "selfLink",
         "resourceVersion",
-        "generation",
     ] {
         metadata.remove(field);
     }
@@ -140,6 +139,15 @@ pub(crate) fn prepare_create(
         metadata.insert("generation".into(), 1.into());
     }
     Ok(())
+}
+
+/// Fields that an update may not change, and nobody is told so.
+fn is_silent(field: &str, before: &Value) -> bool {
+    match field {
+        "creationTimestamp" => true,
+        "deletionTimestamp" => !before[field].is_null(),
+        _ => false,
+    }
 }
 
 /// Fields that an update may leave out, and may not change.
@@ -162,6 +170,9 @@ pub(crate) fn prepare_update(new: &mut Value, old: &Value) -> Vec<FieldError> {
     for field in KEPT {
         match (metadata.get(field), before.get(field)) {
             (None, Some(kept)) => {
+                metadata.insert(field.into(), kept.clone());
+            }
+            (Some(_), Some(kept)) if is_silent(field, before) => {
                 metadata.insert(field.into(), kept.clone());
             }
             (Some(changed), kept) if Some(changed) != kept => errors.push(FieldError {

@@ -4,6 +4,7 @@
 //! kind's own preparation ► validate ► (managed fields find their place here) ► admission may
 //! refuse ► encode ► compare and set, again from the top where another write came between.
 
+mod change;
 mod decode;
 mod delete;
 mod json;
@@ -15,6 +16,7 @@ mod read;
 mod refusal;
 mod render;
 mod special;
+mod unfit;
 mod write;
 
 use std::collections::HashSet;
@@ -36,7 +38,7 @@ use crate::request::{Request, User, Verb};
 use crate::watch::{FrameCache, Watch};
 
 pub(crate) use meta::{random, uid};
-pub(crate) use render::event_object;
+pub(crate) use render::{encode, event_object};
 
 /// What an engine is made of.
 #[derive(Clone)]

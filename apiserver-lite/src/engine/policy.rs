@@ -115,6 +115,14 @@ pub(crate) fn returns_deleted(gvk: &Gvk) -> bool {
     )
 }
 
+/// Why an object of its kind may not be deleted by name, whoever asks.
+pub(crate) fn stays(gvk: &Gvk, name: &str) -> Option<&'static str> {
+    const CRITICAL: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+    let class = (gvk.group, gvk.kind) == ("scheduling.k8s.io", "PriorityClass");
+    (class && CRITICAL.contains(&name))
+        .then_some("this is a system priority class and cannot be deleted")
+}
+
 /// Whether dependents stay where a deletion does not say.
 pub(crate) fn orphans_by_default(gvk: &Gvk) -> bool {
     matches!(

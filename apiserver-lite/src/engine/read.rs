@@ -92,7 +92,7 @@ impl Engine {
             ));
         }
         let token = Continue::decode(&options.continue_token)
-            .map_err(|e| Status::bad_request(e.to_string()))?;
+            .map_err(|e| Status::bad_request(format!("invalid continue token: {e}")))?;
         let start = format!("{prefix}{}", token.start);
         self.page(&prefix, Some(&start), token.revision, &selection, options)
             .map_err(|e| match e {
@@ -146,7 +146,12 @@ impl Engine {
         selection: &Selection,
         options: &Options,
     ) -> Result<(Vec<Record>, ListMeta), StoreError> {
-        let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
+        // What may be of any age comes whole, as from upstream's cache.
+        let any = options.revision == Some(0) && options.continue_token.is_empty();
+        let limit = match any {
+            true => 0,
+            false => usize::try_from(options.limit).unwrap_or(usize::MAX),
+        };
         let mut start: Option<Vec<u8>> = start.map(|s| s.as_bytes().to_vec());
         let mut at = at;
         let mut found = Vec::new();

@@ -70,6 +70,9 @@ pub(crate) fn one(
     stored: &[u8],
     revision: Revision,
 ) -> Result<Answer, Status> {
+    if let Shape::PartialList(_) = request.format.shape {
+        return Err(other_form(request, "PartialObjectMetadataList", false));
+    }
     if is_spliced(request) {
         let mut out = Vec::with_capacity(stored.len() + 64);
         codec::write_object(&mut out, stored, revision, &request.resource.gvk);
@@ -77,6 +80,20 @@ pub(crate) fn one(
     }
     let object = decode_bytes(request.resource, stored, revision)?;
     value(request, code, &shaped(request, object))
+}
+
+/// 406 for the form of a list where there is none, and the other way round.
+fn other_form(request: &Request, form: &str, list: bool) -> Status {
+    let gvk = &request.resource.gvk;
+    let package = match gvk.group.split('.').next() {
+        None | Some("" | "events") => "core",
+        Some(package) => package,
+    };
+    let (is, end) = if list { ("is", "List") } else { ("is not", "") };
+    Status::not_that_form(format!(
+        "you requested {form}, but the requested object {is} a list (*{package}.{}{end})",
+        gvk.kind
+    ))
 }
 
 fn include(request: &Request) -> Include {
@@ -112,7 +129,7 @@ fn shaped(request: &Request, object: Value) -> Value {
     let gvk = &request.resource.gvk;
     match request.format.shape {
         Shape::Object => object,
-        Shape::Partial(version) => partial(&object, version),
+        Shape::Partial(version) | Shape::PartialList(version) => partial(&object, version),
         Shape::Table(version) => {
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
             let table = table::table(
@@ -139,7 +156,7 @@ pub(crate) fn event_object(
 ) -> Value {
     match format.shape {
         Shape::Object => object,
-        Shape::Partial(version) => partial(&object, version),
+        Shape::Partial(version) | Shape::PartialList(version) => partial(&object, version),
         Shape::Table(version) => {
             let gvk = &resource.gvk;
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
@@ -202,7 +219,8 @@ pub(crate) fn list(
                 "metadata": metadata, "items": items,
             })
         }
-        Shape::Partial(version) => json!({
+        Shape::Partial(_) => return Err(other_form(request, "PartialObjectMetadata", true)),
+        Shape::PartialList(version) => json!({
             "kind": "PartialObjectMetadataList", "apiVersion": version.api_version(),
             "metadata": metadata,
             "items": objects.iter().map(|o| partial(o, version)).collect::<Vec<_>>(),

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
     CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    VARY, WARNING, WWW_AUTHENTICATE,
+    VARY, WARNING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 use rkube_api::status::Status;
@@ -49,6 +49,14 @@ pub(super) fn json(code: u16, value: &serde_json::Value) -> Response<Body> {
 
 /// A failure.
 pub(super) fn status(status: &Status) -> Response<Body> {
+    if status.text {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        let mut response = bytes(status.code, TEXT, status.message.clone());
+        let nosniff = HeaderValue::from_static("nosniff");
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, nosniff);
+        return response;
+    }
     let mut response = json(status.code, &status.to_value());
     let headers = response.headers_mut();
     let retry = status

@@ -49,14 +49,7 @@ pub(super) async fn connect(
     asked.name.clone_from(&target.name);
     engine.authorize_request(&asked)?;
     if !part.verbs.contains(&verb.as_str()) {
-        return Err(Status::method_not_allowed(
-            rkube_api::status::Named {
-                group: resource.gvk.group,
-                resource: resource.plural,
-                name: &target.name,
-            },
-            verb.as_str(),
-        ));
+        return Err(Status::no_such_method());
     }
     if matches!(part.name, "exec" | "attach" | "portforward") && verb == Verb::Get {
         // A WebSocket begins with GET; whoever may only read must not run programs by it

@@ -1,30 +1,41 @@
 //! `/api`, `/apis` and below: which groups, versions and resources there are.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::Response;
 use rkube_api::discovery;
+use rkube_api::resources::Resource;
+use rkube_api::status::Status;
 use serde_json::{Value, json};
 
 use super::answer;
 use super::body::Body;
-use crate::engine::Engine;
-use crate::negotiate::clauses;
+use crate::engine::{Engine, encode};
+use crate::negotiate::{self, clauses};
+use crate::objects::stored_as;
 
-/// What a server answers for one of its own paths; `None` where it is no discovery path.
+/// What a server answers for one of its own paths; `None` where it is no discovery path, or there
+/// is no such group or version.
 pub(super) fn answer(
     engine: &Engine,
     path: &str,
     accept: &str,
     address: &str,
-) -> Option<Response<Body>> {
+) -> Option<Result<Response<Body>, Status>> {
+    let list = |group: &str, version: &str| {
+        let list = discovery::resource_list(engine.served(), group, version)?;
+        Some(with_hashes(engine.served(), group, version, list))
+    };
+    let plain = |value| plain(value, accept);
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let served = engine.served();
     let core = match segments.as_slice() {
         ["api"] => true,
         ["apis"] => false,
-        ["api", version] => return plain(discovery::resource_list(served, "", version)),
+        ["api", version] => return plain(list("", version)),
         ["apis", group] => return plain(discovery::group(served, group)),
         ["apis", group, version] => {
-            return plain(discovery::resource_list(served, group, version));
+            return plain(list(group, version));
         }
         _ => return None,
     };
@@ -32,7 +43,7 @@ pub(super) fn answer(
         let list = discovery::aggregated(served, core, version);
         let content_type =
             format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-        return Some(answer::bytes(200, &content_type, list.to_string()));
+        return Some(Ok(answer::bytes(200, &content_type, list.to_string())));
     }
     plain(Some(if core {
         discovery::api_versions(address)
@@ -41,8 +52,35 @@ pub(super) fn answer(
     }))
 }
 
-fn plain(value: Option<Value>) -> Option<Response<Body>> {
-    value.map(|value| answer::json(200, &value))
+fn plain(value: Option<Value>, accept: &str) -> Option<Result<Response<Body>, Status>> {
+    let value = value?;
+    let format = match negotiate::accept(accept) {
+        Ok(format) => format,
+        Err(status) => return Some(Err(status)),
+    };
+    Some(encode(&value, format, false).map(|body| answer::bytes(200, format.content_type(), body)))
+}
+
+/// Names the form in which each resource is stored, so that clients see when it changes: the
+/// beginning of a hash of group, version and kind (`StorageVersionHash` of upstream).
+fn with_hashes(served: &[&'static Resource], group: &str, version: &str, mut list: Value) -> Value {
+    const HASH_BYTES: usize = 8;
+    let entries = list["resources"].as_array_mut();
+    for entry in entries.into_iter().flatten() {
+        let found = served.iter().find(|r| {
+            r.gvk.group == group && r.gvk.version == version && entry["name"] == r.plural
+        });
+        // What cannot be watched is not stored.
+        let Some(resource) = found.filter(|r| r.serves("watch")) else {
+            continue;
+        };
+        let gvk = &stored_as(resource).gvk;
+        let form = format!("{}/{}/{}", gvk.group, gvk.version, gvk.kind);
+        let hash = ring::digest::digest(&ring::digest::SHA256, form.as_bytes());
+        let part = &hash.as_ref()[..HASH_BYTES];
+        entry["storageVersionHash"] = STANDARD.encode(part).into();
+    }
+    list
 }
 
 /// The version of the aggregated form that is asked for first, if it comes before the plain one.
@@ -99,6 +137,23 @@ fn go_architecture(rust: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stored_forms_have_upstreams_hashes() {
+        let served: Vec<&'static Resource> = rkube_api::resources::all().iter().collect();
+        let hash = |group: &str, version: &str, name: &str| {
+            let list = discovery::resource_list(&served, group, version).unwrap();
+            let list = with_hashes(&served, group, version, list);
+            let entries = list["resources"].as_array().unwrap();
+            let entry = entries.iter().find(|e| e["name"] == name).unwrap();
+            entry["storageVersionHash"].clone()
+        };
+        assert_eq!(hash("", "v1", "pods"), "xPOwRZ+Yhw8=");
+        assert_eq!(hash("apps", "v1", "deployments"), "8aSe+NMegvE=");
+        assert_eq!(hash("events.k8s.io", "v1", "events"), "r2yiGXH7wu8=");
+        assert_eq!(hash("", "v1", "componentstatuses"), Value::Null);
+        assert_eq!(hash("", "v1", "pods/status"), Value::Null);
+    }
 
     #[test]
     fn what_kubectl_asks_for() {

@@ -79,17 +79,41 @@ pub(super) fn authenticate(
     }
 }
 
+/// Whom the headers name, as Go prints references to objects: kind, namespace, name, uid, version,
+/// revision and field.
+fn references(acting: &User) -> String {
+    const VERSION: &str = "authentication.k8s.io/v1";
+    let mut all: Vec<String> = acting
+        .groups
+        .iter()
+        .map(|group| format!("{{Group  {group}    }}"))
+        .collect();
+    for (key, values) in &acting.extra {
+        all.extend(
+            values
+                .iter()
+                .map(|v| format!("{{UserExtra  {v}  {VERSION}  {key}}}")),
+        );
+    }
+    if !acting.uid.is_empty() {
+        all.push(format!("{{UID  {}  {VERSION}  }}", acting.uid));
+    }
+    all.join(" ")
+}
+
 const EXTRA_PREFIX: &str = "impersonate-extra-";
 
 /// The user that the headers ask to act as, if the asking one may
 /// (`filters/impersonation.go` of upstream).
 ///
 /// # Errors
-/// 403 where it may not; 400 for groups or extras without a user.
+/// 403 where it may not; 500 for groups or extras without a user, as upstream has it. `place` is the
+/// path and query of the request.
 pub(super) fn impersonate(
     engine: &Engine,
     user: User,
     headers: &mut HeaderMap,
+    place: &str,
 ) -> Result<User, Status> {
     let one = |name: &str| {
         let value = headers.get(name).and_then(|v| v.to_str().ok());
@@ -124,9 +148,11 @@ pub(super) fn impersonate(
         if groups.is_empty() && uid.is_empty() && acting.extra.is_empty() {
             return Ok(user);
         }
-        return Err(Status::bad_request(
-            "requested impersonation of groups, a uid or extras without a user",
-        ));
+        let message = format!(
+            "Internal Server Error: {place:?}: requested [{}] without impersonating a user\n",
+            references(&acting)
+        );
+        return Err(Status::as_text(500, "InternalError", message));
     }
     let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         engine.authorize(&Access {

@@ -121,7 +121,8 @@ impl Service {
         warnings: &mut Warnings,
     ) -> Result<Response<Body>, Status> {
         let user = authenticate(&*self.authenticate, peer, http.headers_mut())?;
-        let user = impersonate(&self.engine, user, http.headers_mut())?;
+        let place = http.uri().to_string();
+        let user = impersonate(&self.engine, user, http.headers_mut(), &place)?;
         let user = Arc::new(user);
         let path = http.uri().path().to_owned();
         match route(&self.engine, &path) {
@@ -170,6 +171,10 @@ impl Service {
         let found = match first {
             "healthz" | "livez" | "readyz" => health::answer(&self.checks, path, &query),
             "version" if path == "/version" || path == "/version/" => {
+                let forms = negotiate::clauses(&accept);
+                if !forms.is_empty() && !forms.iter().any(|f| f.takes(JSON)) {
+                    return Err(Status::no_such_form(&[JSON]));
+                }
                 Some(answer::json(200, &discovery::version()))
             }
             "metrics" if path == "/metrics" => {
@@ -178,12 +183,21 @@ impl Service {
                     .text(&self.in_flight, self.engine.store().revision());
                 Some(answer::bytes(200, "text/plain; version=0.0.4", text))
             }
-            "api" | "apis" => discovery::answer(&self.engine, path, &accept, &self.address),
+            "api" | "apis" => {
+                discovery::answer(&self.engine, path, &accept, &self.address).transpose()?
+            }
             "openapi" => openapi::answer(&self.engine, path, &query, &accept, http.headers())?,
             "" => Some(answer::json(200, &self.roots())),
             _ => None,
         };
-        found.ok_or_else(Status::no_such_resource)
+        // What is below a group that is served is a resource that is not.
+        let group = path.trim_start_matches('/').split('/').nth(1).unwrap_or("");
+        let served = |group: &str| self.engine.served().iter().any(|r| r.gvk.group == group);
+        found.ok_or_else(|| match first {
+            "api" => Status::no_such_resource(),
+            "apis" if served(group) => Status::no_such_resource(),
+            _ => Status::page_not_found(),
+        })
     }
 
     /// `/`: the paths that there are.
@@ -302,6 +316,9 @@ impl Service {
         response
     }
 }
+
+/// The media type of answers that have no other.
+const JSON: &str = "application/json";
 
 /// Bytes of frames that are sent together.
 const LINES_BYTES: usize = 32 << 10;

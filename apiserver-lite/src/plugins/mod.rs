@@ -2,12 +2,13 @@
 //! (`k8s.io/kubernetes/pkg/kubeapiserver/options/plugins.go`).
 //!
 //! Later ones find their place here: LimitRanger before ServiceAccount,
-//! RuntimeClass after DefaultStorageClass, webhooks before ResourceQuota, and
+//! DefaultStorageClass before RuntimeClass, webhooks before ResourceQuota, and
 //! that last.
 
 mod namespace;
 mod node;
 mod pod;
+mod runtime_class;
 mod service_account;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::authz::escalation::Escalation;
 pub use namespace::NamespaceLifecycle;
 pub use node::{NodeRestriction, TaintNodesByCondition};
 pub use pod::{DefaultTolerationSeconds, Priority};
+pub use runtime_class::RuntimeClass;
 pub use service_account::ServiceAccount;
 
 /// All plug-ins in their order.
@@ -34,6 +36,7 @@ pub fn chain(rbac: Arc<Rbac>, authorize: Arc<dyn Authorize>) -> Chain {
         Arc::new(TaintNodesByCondition),
         Arc::new(Priority),
         Arc::new(DefaultTolerationSeconds::default()),
+        Arc::new(RuntimeClass),
         Arc::new(Escalation::new(rbac, authorize)),
     ];
     Chain::new(plugins)

@@ -93,6 +93,7 @@ fn refusal(refused: Refused) -> Status {
         message: refused.message,
         details: Map::new(),
         bare: false,
+        text: false,
         continue_token: String::new(),
     }
 }

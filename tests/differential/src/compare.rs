@@ -23,6 +23,8 @@ pub struct Difference {
 /// All differences between a recorded answer and one that was found.
 #[must_use]
 pub fn compare(recorded: &Recorded, found: &Recorded) -> Vec<Difference> {
+    let [recorded, found] = [recorded, found].map(without_chance);
+    let (recorded, found) = (&recorded, &found);
     let kind = kind_of(&recorded.body);
     let mut out = Vec::new();
     let mut add = |field: &str, a: Value, b: Value| {
@@ -67,10 +69,72 @@ pub fn compare(recorded: &Recorded, found: &Recorded) -> Vec<Difference> {
     if errors == [true, true] {
         causes(&kind, &recorded.body, &found.body, &mut out);
     } else {
+        let [a, b] = [&recorded.body, &found.body].map(by_column);
         let mut walk = Walk { out: &mut out };
-        walk.values(&kind, "", &recorded.body, &found.body);
+        walk.columns(&kind, &recorded.body, &found.body);
+        walk.values(&kind, "", &a, &b);
     }
     out
+}
+
+/// An answer without what chance gave and no later answer tells: the number of a node port in a
+/// text, a uid or a generated name that is in a refusal only.
+fn without_chance(answer: &Recorded) -> Recorded {
+    let mut answer = answer.clone();
+    let body = &mut answer.body;
+    if body["kind"] == "Table" {
+        each_text(body, &|text| {
+            replace_shaped(text, ":30000/", &|sample, c| match sample {
+                '0' => c.is_ascii_digit(),
+                other => c == other,
+            })
+            .unwrap_or_else(|| text.to_owned())
+        });
+    }
+    if body["kind"] == "Status" {
+        let name = body["details"]["name"].as_str().unwrap_or("").to_owned();
+        let generated = body["details"]["causes"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["field"] == "metadata.generateName"));
+        each_text(body, &|text| {
+            let hex = "00000000-0000-0000-0000-000000000000";
+            let text = replace_shaped(text, hex, &|sample, c| match sample {
+                '0' => c.is_ascii_hexdigit(),
+                other => c == other,
+            })
+            .unwrap_or_else(|| text.to_owned());
+            if generated && !name.is_empty() {
+                text.replace(&name, "<generated>")
+            } else {
+                text
+            }
+        });
+    }
+    answer
+}
+
+fn each_text(value: &mut Value, change: &dyn Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = change(text),
+        Value::Array(items) => items.iter_mut().for_each(|v| each_text(v, change)),
+        Value::Object(map) => map.iter_mut().for_each(|(_, v)| each_text(v, change)),
+        _ => {}
+    }
+}
+
+/// A text with everything of a sample's shape replaced by the sample; `None` where there is none.
+fn replace_shaped(text: &str, sample: &str, fits: &dyn Fn(char, char) -> bool) -> Option<String> {
+    let mut rest: Vec<char> = text.chars().collect();
+    let shape: Vec<char> = sample.chars().collect();
+    let mut found = false;
+    for at in 0..(rest.len() + 1).saturating_sub(shape.len()) {
+        let end = at + shape.len();
+        if rest[at..end].iter().zip(&shape).all(|(c, s)| fits(*s, *c)) {
+            rest[at..end].copy_from_slice(&shape);
+            found = true;
+        }
+    }
+    found.then(|| rest.into_iter().collect())
 }
 
 fn text(value: Option<&String>) -> Value {
@@ -198,15 +262,79 @@ fn without_indexes(field: &str) -> String {
     out + rest
 }
 
+/// The names of a Table's columns; none for what is no Table.
+fn column_names(body: &Value) -> Vec<&str> {
+    let columns = body["columnDefinitions"].as_array();
+    let names = columns.into_iter().flatten().map(|c| c["name"].as_str());
+    names.map(Option::unwrap_or_default).collect()
+}
+
+/// A Table with its columns and cells by the columns' names, so that a new column is one difference.
+/// Anything else, and a Table with two columns of one name, stays as it is.
+fn by_column(body: &Value) -> Value {
+    let names = column_names(body);
+    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+    if names.is_empty() || distinct.len() != names.len() {
+        return body.clone();
+    }
+    let keyed = |values: &Value| -> Value {
+        let values = values.as_array().map_or(&[][..], Vec::as_slice);
+        let mut map = Map::new();
+        for (at, value) in values.iter().enumerate() {
+            let name = names
+                .get(at)
+                .map_or_else(|| format!("column {at}"), |n| (*n).to_owned());
+            map.insert(name, value.clone());
+        }
+        map.into()
+    };
+    let mut table = body.clone();
+    table["columnDefinitions"] = keyed(&body["columnDefinitions"]);
+    for row in table["rows"].as_array_mut().into_iter().flatten() {
+        row["cells"] = keyed(&row["cells"]);
+    }
+    table
+}
+
+/// Whether what only one side has is told as a whole: an object, or a column of a Table.
+fn is_whole(field: &str) -> bool {
+    field.is_empty() || field.starts_with("columnDefinitions.")
+}
+
 struct Walk<'a> {
     out: &'a mut Vec<Difference>,
 }
 
 impl Walk<'_> {
+    /// The columns that both Tables have must be in one order.
+    fn columns(&mut self, kind: &str, a: &Value, b: &Value) {
+        let (a, b) = (column_names(a), column_names(b));
+        let common = |own: &[&str], other: &[&str]| -> Vec<String> {
+            let both = own.iter().filter(|name| other.contains(name));
+            both.map(|name| (*name).to_owned()).collect()
+        };
+        let (recorded, found) = (common(&a, &b), common(&b, &a));
+        if recorded != found {
+            self.out.push(Difference {
+                kind: kind.to_owned(),
+                field: "columnDefinitions".to_owned(),
+                recorded: recorded.into(),
+                found: found.into(),
+            });
+        }
+    }
+
     fn values(&mut self, kind: &str, field: &str, a: &Value, b: &Value) {
         match (a, b) {
             (Value::Object(a), Value::Object(b)) => self.objects(kind, field, a, b),
             (Value::Array(a), Value::Array(b)) => self.lists(kind, field, a, b),
+            // A map that one side lacks is told entry by entry.
+            (Value::Null, Value::Object(b)) if !b.is_empty() && !is_whole(field) => {
+                self.objects(kind, field, &Map::new(), b);
+            }
+            (Value::Object(a), Value::Null) if !a.is_empty() && !is_whole(field) => {
+                self.objects(kind, field, a, &Map::new());
+            }
             (a, b) if a == b => {}
             (a, b) => self.out.push(Difference {
                 kind: kind.to_owned(),
@@ -256,11 +384,30 @@ impl Walk<'_> {
                     found.cloned().unwrap_or_default()
                 };
                 let inner = format!("{field}[{wanted}]");
-                self.values(kind, &inner, &find(a), &find(b));
+                let (a, b) = (find(a), find(b));
+                if a.is_null() || b.is_null() {
+                    // A new resource is one difference.
+                    self.out.push(Difference {
+                        kind: kind.to_owned(),
+                        field: inner,
+                        recorded: a,
+                        found: b,
+                    });
+                } else {
+                    self.values(kind, &inner, &a, &b);
+                }
             }
             return;
         }
         let null = Value::Null;
+        if field.starts_with("resources[") {
+            // What a resource can do and is called comes in any order.
+            for (a, b) in pair(a, b) {
+                let [a, b] = [a, b].map(|v| v.unwrap_or(&null));
+                self.values(kind, field, a, b);
+            }
+            return;
+        }
         for i in 0..a.len().max(b.len()) {
             let values = [a, b].map(|l| l.get(i).unwrap_or(&null));
             self.values(kind, field, values[0], values[1]);
@@ -340,6 +487,71 @@ mod tests {
         let mut silent = refusal(&[a]);
         silent["message"] = json!("Pod \"p\" is invalid: b");
         assert_eq!(told(refusal(&[a]), silent).len(), 1);
+    }
+
+    #[test]
+    fn a_new_column_is_told_once_and_an_order_too() {
+        let table = |columns: &[&str], cells: &[&str]| {
+            let columns: Vec<Value> = columns.iter().map(|n| json!({"name": n})).collect();
+            json!({"kind": "Table", "apiVersion": "v1", "metadata": {},
+                "columnDefinitions": columns, "rows": [{"cells": cells}]})
+        };
+        let fields = |a, b| -> Vec<String> { told(a, b).into_iter().map(|d| d.1).collect() };
+        assert_eq!(
+            fields(
+                table(&["Name", "Age"], &["a", "1"]),
+                table(&["Name", "Status", "Age"], &["a", "on", "2"])
+            ),
+            [
+                "columnDefinitions.Status",
+                "rows.cells.Age",
+                "rows.cells.Status"
+            ]
+        );
+        assert_eq!(
+            fields(
+                table(&["Name", "Age"], &["a", "1"]),
+                table(&["Age", "Name"], &["1", "a"])
+            ),
+            ["columnDefinitions"]
+        );
+    }
+
+    #[test]
+    fn what_chance_gave_is_alike() {
+        let table = |ports: &str| json!({"kind": "Table", "rows": [{"cells": [ports]}]});
+        assert!(told(table("80:31001/TCP"), table("80:32767/TCP")).is_empty());
+        assert_eq!(told(table("80:31001/TCP"), table("80:32767/UDP")).len(), 1);
+        let refusal = |name: &str, uid: &str| {
+            json!({"kind": "Status", "reason": "Invalid", "message": format!("Pod {name:?} is invalid: m: {uid}"),
+                "details": {"kind": "Pod", "name": name,
+                    "causes": [{"reason": "R", "field": "metadata.generateName", "message": format!("m: {uid}")}]}})
+        };
+        let uids = [
+            "ec23db22-3fcc-4555-8e9b-baae5cec121e",
+            "2a400986-d77e-4555-8e9b-baae5cec121e",
+        ];
+        assert!(told(refusal("A_1", uids[0]), refusal("A_2", uids[1])).is_empty());
+        assert!(!told(refusal("A_1", uids[0]), refusal("A_1", "other")).is_empty());
+    }
+
+    #[test]
+    fn a_new_resource_is_told_once_and_its_verbs_have_no_order() {
+        let list = |resources: Value| json!({"kind": "APIResourceList", "resources": resources});
+        let one = json!({"name": "a", "verbs": ["get", "list"]});
+        let other = json!({"name": "a", "verbs": ["list", "delete", "get"]});
+        let new = json!({"name": "b", "verbs": ["get"], "kind": "B"});
+        let fields: Vec<_> = told(list(json!([one])), list(json!([other, new])))
+            .into_iter()
+            .map(|d| (d.1, d.3))
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                ("resources[a].verbs".to_owned(), json!("delete")),
+                ("resources[b]".to_owned(), new)
+            ]
+        );
     }
 
     #[test]

@@ -23,10 +23,33 @@ pub struct Entry {
     pub kinds: Vec<String>,
     /// The fields, each by its whole path.
     pub fields: Vec<String>,
-    /// The change.
-    pub change: Change,
+    /// The scenarios that it shows in, each by its whole name, where the kind and the field say too
+    /// little about what it is; all of them without.
+    #[serde(default)]
+    pub scenarios: Vec<String>,
+    /// The change; a list where the rule shows in several ways, each of which some answer must show.
+    pub change: Changes,
     /// The document of the newest release that says so.
     pub document: String,
+}
+
+/// The ways in which one rule shows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Changes {
+    /// One.
+    One(Change),
+    /// Several.
+    Several(Vec<Change>),
+}
+
+impl Changes {
+    fn list(&self) -> &[Change] {
+        match self {
+            Self::One(change) => std::slice::from_ref(change),
+            Self::Several(changes) => changes,
+        }
+    }
 }
 
 /// How the newer release's answer comes from the recorded one.
@@ -51,10 +74,27 @@ pub enum Change {
         /// The newer words.
         to: String,
     },
-    /// There is a number, which counts something, where there was nothing.
+    /// There is a number, which counts something, where nothing was counted: there was none, or the
+    /// client's own stood there.
     Counted,
+    /// There is something where there was nothing; the field's name says what.
+    New,
+    /// There is nothing where there was something; the field's name says what.
+    Gone,
+    /// There is this value, whatever there was.
+    Now(Value),
+    /// An error lists the same supported values in alphabetical order.
+    Sorted,
     /// An error shows the offending value in another notation, and says the same about it.
     ShownOtherwise,
+    /// A change that only these requests show, each by its whole id: another code says that
+    /// anything may be wrong.
+    Only {
+        /// The requests.
+        requests: Vec<String>,
+        /// The change.
+        change: Box<Change>,
+    },
     /// A text of a library that is worded otherwise behind these words.
     EndsOtherwise {
         /// The words that both begin with.
@@ -63,7 +103,12 @@ pub enum Change {
 }
 
 impl Change {
-    fn explains(&self, difference: &Difference) -> bool {
+    /// Whether it may stand for another code.
+    fn is_of_few(&self) -> bool {
+        matches!(self, Self::Only { .. })
+    }
+
+    fn explains(&self, id: &str, difference: &Difference) -> bool {
         let (recorded, found) = (&difference.recorded, &difference.found);
         match self {
             Self::Added(value) => recorded.is_null() && found == value,
@@ -75,7 +120,20 @@ impl Change {
                 }
                 _ => false,
             },
-            Self::Counted => recorded.is_null() && found.is_u64(),
+            Self::Counted => !recorded.is_string() && found.is_u64(),
+            Self::New => {
+                let nothing = recorded.is_null() || recorded == "";
+                nothing && recorded != found && !found.is_null()
+            }
+            Self::Gone => found.is_null() && !recorded.is_null(),
+            Self::Now(value) => found == value,
+            Self::Only { requests, change } => {
+                requests.iter().any(|r| r == id) && change.explains(id, difference)
+            }
+            Self::Sorted => match (recorded.as_str(), found.as_str()) {
+                (Some(recorded), Some(found)) => sorted(recorded).is_some_and(|s| s == found),
+                _ => false,
+            },
             Self::ShownOtherwise => match (recorded.as_str(), found.as_str()) {
                 (Some(recorded), Some(found)) => shown_otherwise(recorded, found),
                 _ => false,
@@ -90,6 +148,15 @@ impl Change {
             }
         }
     }
+}
+
+/// `...supported values: "b", "a"` with the values in order; `None` without them.
+fn sorted(text: &str) -> Option<String> {
+    const BEFORE: &str = "supported values: ";
+    let start = text.find(BEFORE)? + BEFORE.len();
+    let mut values: Vec<&str> = text[start..].split(", ").collect();
+    values.sort_unstable();
+    Some(format!("{}{}", &text[..start], values.join(", ")))
 }
 
 /// `FieldValueInvalid: Invalid value: VALUE: rule`, with another VALUE.
@@ -144,44 +211,57 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Entries, and which of them explained something.
+/// Entries, and which of their changes explained something.
 #[derive(Debug)]
 pub struct Explained<'a> {
     entries: &'a [Entry],
-    used: Vec<bool>,
+    used: Vec<Vec<bool>>,
 }
 
 impl<'a> Explained<'a> {
     /// Nothing is explained yet.
     #[must_use]
     pub fn new(entries: &'a [Entry]) -> Self {
+        let none = |e: &Entry| vec![false; e.change.list().len()];
         Self {
             entries,
-            used: vec![false; entries.len()],
+            used: entries.iter().map(none).collect(),
         }
     }
 
-    /// Whether an entry explains a difference.
-    pub fn explains(&mut self, difference: &Difference) -> bool {
-        let found = self.entries.iter().position(|e| {
-            e.kinds.contains(&difference.kind)
-                && e.fields.contains(&difference.field)
-                && e.change.explains(difference)
-        });
-        if let Some(at) = found {
-            self.used[at] = true;
+    /// Whether an entry explains a difference between the answers to a request.
+    pub fn explains(&mut self, id: &str, difference: &Difference) -> bool {
+        let scenario = id.split(" > ").next().unwrap_or_default();
+        for (entry, used) in self.entries.iter().zip(&mut self.used) {
+            if !entry.scenarios.is_empty() && !entry.scenarios.iter().any(|s| s == scenario) {
+                continue;
+            }
+            if !entry.kinds.contains(&difference.kind) || !entry.fields.contains(&difference.field)
+            {
+                continue;
+            }
+            let mut changes = entry.change.list().iter();
+            let is_code = difference.field == "code";
+            let fits = |c: &Change| (!is_code || c.is_of_few()) && c.explains(id, difference);
+            if let Some(at) = changes.position(fits) {
+                used[at] = true;
+                return true;
+            }
         }
-        found.is_some()
+        false
     }
 
-    /// The rules that nothing showed.
+    /// The rules, and the changes of them, that nothing showed.
     #[must_use]
-    pub fn unused(&self) -> Vec<&'a str> {
-        let pairs = self.entries.iter().zip(&self.used);
-        pairs
-            .filter(|(_, used)| !**used)
-            .map(|(e, _)| e.rule.as_str())
-            .collect()
+    pub fn unused(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for (entry, used) in self.entries.iter().zip(&self.used) {
+            let all = entry.change.list().iter().zip(used);
+            for (change, _) in all.filter(|(_, used)| !**used) {
+                out.push(format!("{}: {change:?}", entry.rule));
+            }
+        }
+        out
     }
 }
 
@@ -214,6 +294,22 @@ mod tests {
                 false,
             ),
             (&Change::Removed(json!("a")), json!("a"), json!(null), true),
+            (&Change::New, json!(null), json!({"name": "x"}), true),
+            (&Change::New, json!("y"), json!({"name": "x"}), false),
+            (&Change::Counted, json!(9), json!(1), true),
+            (&Change::Counted, json!("9"), json!(1), false),
+            (
+                &Change::Sorted,
+                json!("x: supported values: \"b\", \"a\""),
+                json!("x: supported values: \"a\", \"b\""),
+                true,
+            ),
+            (
+                &Change::Sorted,
+                json!("x: supported values: \"b\", \"a\""),
+                json!("x: supported values: \"a\""),
+                false,
+            ),
             (&reworded, json!("63 characters"), json!("63 bytes"), true),
             (&reworded, json!("63 characters"), json!("64 bytes"), false),
             (&reworded, json!("64 bytes"), json!("64 bytes!"), false),
@@ -231,7 +327,8 @@ mod tests {
             ),
         ] {
             let difference = difference(recorded, found);
-            assert_eq!(change.explains(&difference), explained, "{difference:?}");
+            let told = change.explains("a/b > c", &difference);
+            assert_eq!(told, explained, "{difference:?}");
         }
     }
 
@@ -241,20 +338,65 @@ mod tests {
             rule: "x is new".into(),
             kinds: vec!["Pod".into()],
             fields: vec!["spec.x".into()],
-            change: Change::Added(json!(1)),
+            scenarios: vec!["a/b".into()],
+            change: Changes::Several(vec![Change::Added(json!(1)), Change::Added(json!(2))]),
             document: "https://kubernetes.io/".into(),
         }];
         let mut explained = Explained::new(&entries);
-        assert_eq!(explained.unused(), ["x is new"]);
+        assert_eq!(explained.unused().len(), 2);
         let mut difference = Difference {
             kind: "Job".into(),
             field: "spec.x".into(),
             recorded: Value::Null,
             found: json!(1),
         };
-        assert!(!explained.explains(&difference), "another kind");
+        assert!(!explained.explains("a/b > x", &difference), "another kind");
         difference.kind = "Pod".into();
-        assert!(explained.explains(&difference));
+        let elsewhere = explained.explains("a/c > x", &difference);
+        assert!(!elsewhere, "another scenario");
+        assert!(explained.explains("a/b > x", &difference));
+        assert_eq!(
+            explained.unused().len(),
+            1,
+            "the other way of the same rule"
+        );
+        difference.found = json!(2);
+        assert!(explained.explains("a/b > x", &difference));
         assert!(explained.unused().is_empty());
+    }
+
+    #[test]
+    fn another_code_is_explained_for_the_requests_that_a_rule_names() {
+        let entry = |change: Change| Entry {
+            rule: "x is allowed".into(),
+            kinds: vec!["Pod".into()],
+            fields: vec!["code".into()],
+            scenarios: Vec::new(),
+            change: Changes::One(change),
+            document: "https://kubernetes.io/".into(),
+        };
+        let replaced = Change::Replaced {
+            from: json!(422),
+            to: json!(200),
+        };
+        let only = Change::Only {
+            requests: vec!["a/b > x".into()],
+            change: Box::new(replaced.clone()),
+        };
+        let difference = Difference {
+            kind: "Pod".into(),
+            field: "code".into(),
+            recorded: json!(422),
+            found: json!(200),
+        };
+        for (change, id, explained) in [
+            (&replaced, "a/b > x", false),
+            (&only, "a/b > x", true),
+            (&only, "a/b > y", false),
+        ] {
+            let entries = [entry(change.clone())];
+            let told = Explained::new(&entries).explains(id, &difference);
+            assert_eq!(told, explained, "{id}");
+        }
     }
 }

@@ -63,6 +63,22 @@ impl Dialect {
     }
 }
 
+/// Whether what a list or a watch begins with may come in any order: from a cache that has none.
+#[must_use]
+pub fn is_in_any_order(step: &Step) -> bool {
+    let path = &step.path;
+    let given = path.contains("resourceVersion=");
+    if ["watch=1", "watch=true", "/watch/"]
+        .iter()
+        .any(|word| path.contains(word))
+    {
+        return !given || path.contains("resourceVersion=0");
+    }
+    let one_revision = ["limit=", "continue=", "resourceVersionMatch=Exact"];
+    let stored = one_revision.iter().any(|part| path.contains(part));
+    path.contains("resourceVersion=0") || given && !stored
+}
+
 /// Sends all steps of a scenario.
 ///
 /// # Errors
@@ -86,8 +102,7 @@ pub async fn run(
             .with_context(|| format!("make the request of {id}"))?;
         let answer = client.send(request).await.with_context(|| id.clone())?;
         let mut body = body(&answer, dialect);
-        let any = step.path.contains("watch=1") && !step.path.contains("resourceVersion=");
-        if any || step.path.contains("resourceVersion=0") {
+        if is_in_any_order(step) {
             Names::sort_items(&mut body);
         }
         for (name, pointer) in &step.take {
@@ -148,6 +163,7 @@ fn request(
         Body::Text(text) => template::fill(text, variables),
     };
     // Unfilled: a captured value that a request says again is still the server's.
+    names.begin();
     names.hear(&step.path);
     match &step.body {
         Body::Empty => {}
@@ -203,7 +219,9 @@ fn warnings(headers: &HeaderMap, dialect: Dialect, names: &mut Names) -> Vec<Str
     let values = headers.get_all(WARNING).iter();
     let mut texts: Vec<String> = values
         .filter_map(|v| v.to_str().ok())
-        .map(|v| v.trim_start_matches("299 - ").trim_matches('"'))
+        .map(|v| v.trim_start_matches("299 - "))
+        .map(|v| v.strip_prefix('"').unwrap_or(v))
+        .map(|v| v.strip_suffix('"').unwrap_or(v))
         .map(|v| v.replace("\\\"", "\""))
         .collect();
     texts.retain(|t| {

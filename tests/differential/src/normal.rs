@@ -1,7 +1,7 @@
 //! What no two servers have in common, replaced by names: uids, revisions, times, generated names
 //! and numbers. What relates such values to each other stays: equal ones get equal names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde_json::{Map, Value};
@@ -22,13 +22,27 @@ pub struct Names {
     counts: BTreeMap<String, usize>,
     /// All that requests said: what stands there is no server's choice.
     said: String,
+    /// What the last request said.
+    asked: String,
+    /// The uid of the object that is looked at.
+    owner: String,
+    /// Node ports that a request gave an object, by its uid: by chance a server gives another one
+    /// the same.
+    ports: BTreeSet<(String, i64)>,
 }
 
 impl Names {
+    /// A request begins.
+    pub fn begin(&mut self) {
+        self.asked.clear();
+    }
+
     /// Takes note of a request, so that its own values stay as they are.
     pub fn hear(&mut self, text: &str) {
-        self.said.push_str(text);
-        self.said.push('\n');
+        for heard in [&mut self.said, &mut self.asked] {
+            heard.push_str(text);
+            heard.push('\n');
+        }
     }
 
     /// The items of a list in the order of their names: a server that answers from a cache that
@@ -99,6 +113,16 @@ impl Names {
         }
     }
 
+    /// Whether a node port is a request's choice.
+    fn is_asked(&mut self, port: i64) -> bool {
+        let key = (self.owner.clone(), port);
+        if self.asked.contains(&port.to_string()) {
+            self.ports.insert(key);
+            return true;
+        }
+        self.ports.contains(&key)
+    }
+
     fn rename(&mut self, value: &mut Value, field: &str) {
         match value {
             Value::Array(items) => items.iter_mut().for_each(|v| self.rename(v, field)),
@@ -122,6 +146,8 @@ impl Names {
                         *token = "<continue>".into();
                     }
                 }
+                let uid = map.get("metadata").and_then(|m| m.get("uid")?.as_str());
+                let before = uid.map(|uid| std::mem::replace(&mut self.owner, uid.to_owned()));
                 let keys: Vec<String> = map.keys().cloned().collect();
                 for key in keys {
                     let mut inner = map.remove(&key).unwrap_or_default();
@@ -131,11 +157,14 @@ impl Names {
                     if matches!(key.as_str(), "nodePort" | "healthCheckNodePort")
                         && inner
                             .as_i64()
-                            .is_some_and(|n| n != 0 && !self.said_outside(&n.to_string()))
+                            .is_some_and(|port| port != 0 && !self.is_asked(port))
                     {
                         inner = "<node port>".into();
                     }
                     map.insert(self.text(&key, ""), inner);
+                }
+                if let Some(before) = before {
+                    self.owner = before;
                 }
             }
             Value::String(text) => *text = self.text(text, field),
@@ -293,5 +322,11 @@ mod tests {
                 "rows": [{"cells": ["web-<random#1>", "<age>"]}],
             })
         );
+        // Another object may have by chance what was asked for one.
+        let service = |uid: &str| json!({"metadata": {"uid": uid}, "nodePort": 30001});
+        assert_eq!(names.value(service("a"))["nodePort"], 30001);
+        names.begin();
+        assert_eq!(names.value(service("a"))["nodePort"], 30001);
+        assert_eq!(names.value(service("b"))["nodePort"], "<node port>");
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::client::Endpoint;
 use crate::corpus::{self, Scenario};
 use crate::drive::{self, Dialect, Recorded};
+use crate::normal::Names;
 use crate::oracle::{DIALECT, Oracle, Programs};
 
 /// Scenarios that are driven at the same time: most of a watch is waiting.
@@ -127,7 +128,7 @@ pub fn read(
         stamp.corpus_sha256 == corpus::fingerprint(scenarios),
         "the corpus has changed since it was recorded: run `make record`"
     );
-    let mut all = BTreeMap::new();
+    let mut all: BTreeMap<String, Recorded> = BTreeMap::new();
     let files: std::collections::BTreeSet<&String> = scenarios.iter().map(|s| &s.file).collect();
     for file in files {
         let path = folder.join(format!("{file}.jsonl"));
@@ -136,6 +137,13 @@ pub fn read(
         for line in text.lines() {
             let answer: Recorded = serde_json::from_str(line).with_context(|| line.to_owned())?;
             all.insert(answer.id.clone(), answer);
+        }
+    }
+    for scenario in scenarios {
+        for step in scenario.steps.iter().filter(|s| drive::is_in_any_order(s)) {
+            if let Some(answer) = all.get_mut(&format!("{} > {}", scenario.id, step.name)) {
+                Names::sort_items(&mut answer.body);
+            }
         }
     }
     ensure!(

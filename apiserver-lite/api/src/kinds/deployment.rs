@@ -8,8 +8,8 @@ use super::workload::{
     running_template, selector, set, set_text, spec_mut,
 };
 use super::{Rules, counts};
-use crate::field::{Errors, FieldError};
-use crate::view::At;
+use crate::field::{ErrorKind, Errors, FieldError};
+use crate::view::{At, supported_values};
 use crate::{meta, names};
 
 pub(super) const RULES: Rules = Rules {
@@ -95,7 +95,23 @@ fn strategy(errors: &mut Errors, at: &At<'_, '_>) {
             }
             at_most_100_percent(errors, &unavailable);
         }
-        _ => kind.unsupported(errors, &["Recreate", "RollingUpdate"]),
+        _ => {
+            // Upstream shows the whole strategy, as its own code has it.
+            let rolling = match rolling.value() {
+                Value::Object(_) => json!({
+                    "MaxUnavailable": rolling.get("maxUnavailable").value(),
+                    "MaxSurge": rolling.get("maxSurge").value(),
+                }),
+                _ => Value::Null,
+            };
+            let shown = json!({"Type": kind.str(), "RollingUpdate": rolling});
+            at.error_value(
+                errors,
+                ErrorKind::NotSupported,
+                crate::field::shown(&shown),
+                supported_values(&["Recreate", "RollingUpdate"]),
+            );
+        }
     }
 }
 

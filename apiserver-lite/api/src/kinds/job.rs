@@ -79,6 +79,10 @@ fn prepare_create(object: &mut Value) {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let name = text("/metadata/name").unwrap_or_default().to_owned();
     let uid = text("/metadata/uid").unwrap_or_default().to_owned();
+    // Upstream's default gives a job the very labels of its template, so that what is added to
+    // one is added to both.
+    let shared = object["metadata"]["labels"].is_object()
+        && template_labels(object).as_ref() == Some(&object["metadata"]["labels"]);
     let Some(spec) = spec_mut(object) else { return };
     if spec.get("manualSelector") == Some(&Value::Bool(true)) {
         return;
@@ -103,7 +107,7 @@ fn prepare_create(object: &mut Value) {
     }
     // Upstream's defaults run once more on what the store gives back.
     if let Some(labels) = template_labels(object)
-        && has_no_labels(object)
+        && (shared || has_no_labels(object))
     {
         set_labels(object, labels);
     }

@@ -16,7 +16,7 @@ fn validate(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let root = At::root(object);
     let metadata = root.get("metadata");
-    meta::validate(&mut errors, &metadata, true, names::dns1123_subdomain);
+    meta::validate_generic(&mut errors, &metadata, true, names::dns1123_subdomain);
     let spec = root.get("spec");
     let duration = spec.get("leaseDurationSeconds");
     if duration.int().is_some_and(|seconds| seconds <= 0) {

@@ -70,7 +70,11 @@ fn validate(object: &Value) -> Vec<FieldError> {
     let root = At::root(object);
     let metadata = root.get("metadata");
     meta::validate(&mut errors, &metadata, false, names::dns1123_label);
-    for finalizer in root.get("spec").get("finalizers").items() {
+    let spec = root.get("spec");
+    let finalizers = spec.get("finalizers");
+    for item in finalizers.items() {
+        // Upstream names the list, not the element.
+        let finalizer = finalizers.with_value(item.value());
         let text = finalizer.str();
         meta::rules(&mut errors, &finalizer, names::qualified_name(text));
         let standard = ["kubernetes", "orphan", "foregroundDeletion"].contains(&text);

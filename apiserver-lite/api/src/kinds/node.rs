@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::Rules;
-use crate::field::{Errors, FieldError};
+use crate::field::{ErrorKind, Errors, FieldError};
 use crate::pod::resources;
 use crate::view::At;
 use crate::{meta, names};
@@ -37,7 +37,8 @@ fn default(object: &mut Value) {
                 let first = json!(first);
                 spec.insert("podCIDR".into(), first);
             }
-            (one, None) if !one.is_empty() => {
+            // Where they differ, the older field counts.
+            (one, first) if !one.is_empty() && first != Some(one) => {
                 let list = json!([one]);
                 spec.insert("podCIDRs".into(), list);
             }
@@ -62,7 +63,10 @@ fn validate(object: &Value) -> Vec<FieldError> {
     meta::validate(&mut errors, &metadata, false, names::dns1123_subdomain);
     let spec = root.get("spec");
     let mut seen = HashSet::new();
-    let taints = spec.get("taints");
+    // Upstream reports taints as if they were metadata.
+    let taints = metadata
+        .get("taints")
+        .with_value(spec.get("taints").value());
     for taint in taints.items() {
         let (key, value, effect) = (taint.get("key"), taint.get("value"), taint.get("effect"));
         meta::rules(&mut errors, &key, names::qualified_name(key.str()));
@@ -75,7 +79,11 @@ fn validate(object: &Value) -> Vec<FieldError> {
             effect.unsupported(&mut errors, &EFFECTS);
         }
         if !seen.insert((key.str().to_owned(), effect.str().to_owned())) {
-            taint.duplicate(&mut errors);
+            taint.error(
+                &mut errors,
+                ErrorKind::Duplicate,
+                "taints must be unique by key and effect pair",
+            );
         }
     }
     let status = root.get("status");
@@ -109,6 +117,35 @@ fn validate(object: &Value) -> Vec<FieldError> {
     errors.into_vec()
 }
 
+/// What an update of a node's spec may not change: all but what is for everybody to change, and
+/// what the old one had not yet.
+fn fixed(spec: &Value, old: &Value) -> Value {
+    let mut spec = spec.clone();
+    let Some(map) = spec.as_object_mut() else {
+        return json!({});
+    };
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
+    for field in ["unschedulable", "taints"] {
+        map.remove(field);
+    }
+    for (field, first) in [
+        ("podCIDR", "podCIDRs"),
+        ("podCIDRs", "podCIDRs"),
+        ("providerID", "providerID"),
+    ] {
+        if is_empty(&old[first]) {
+            map.remove(field);
+        }
+    }
+    map.retain(|_, value| !is_empty(value));
+    spec
+}
+
 fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let (root, old) = (At::root(new), &old["spec"]);
@@ -132,6 +169,12 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             let rule = format!("node updates may not change {word} except from \"\" to valid");
             at.forbidden(&mut errors, rule);
         }
+    }
+    if fixed(&new["spec"], old) != fixed(old, old) {
+        root.key("").forbidden(
+            &mut errors,
+            "node updates may only change labels, taints, or capacity",
+        );
     }
     errors.into_vec()
 }

@@ -18,7 +18,7 @@ pub(super) const RULES: Rules = Rules {
 fn validate(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let root = At::root(object);
-    meta::validate(&mut errors, &root.get("metadata"), true, path_segment);
+    meta::validate_generic(&mut errors, &root.get("metadata"), true, path_segment);
     let spec = root.get("spec");
     let bounds = [spec.get("minAvailable"), spec.get("maxUnavailable")];
     if bounds.iter().all(At::is_some) {

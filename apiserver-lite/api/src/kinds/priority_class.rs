@@ -78,7 +78,10 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let root = At::root(new);
     let value = root.get("value");
     if value.int().unwrap_or(0) != old["value"].as_i64().unwrap_or(0) {
-        value.forbidden(&mut errors, "may not be changed in an update.");
+        // Upstream writes this field's name so.
+        value
+            .renamed("Value")
+            .forbidden(&mut errors, "may not be changed in an update.");
     }
     let policy = root.get("preemptionPolicy");
     if policy.str() != old["preemptionPolicy"].as_str().unwrap_or("") {

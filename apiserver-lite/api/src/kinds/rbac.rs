@@ -4,7 +4,8 @@
 use serde_json::{Value, json};
 
 use super::Rules;
-use crate::field::{Errors, FieldError};
+use crate::field::{ErrorKind, Errors, FieldError};
+use crate::selector::LabelSelector;
 use crate::view::At;
 use crate::{meta, names};
 
@@ -63,6 +64,10 @@ fn role(object: &Value, namespaced: bool) -> Vec<FieldError> {
         }
         for selector in selectors.items() {
             meta::label_selector(&mut errors, &selector);
+            if LabelSelector::from_value(selector.value()).is_err() {
+                let rule = "invalid label selector.";
+                selector.error_value(&mut errors, ErrorKind::Invalid, "\"null\"", rule);
+            }
         }
     }
     errors.into_vec()
@@ -103,6 +108,12 @@ fn policy_rule(errors: &mut Errors, rule: &At<'_, '_>, namespaced: bool) {
 
 fn default_binding(object: &mut Value) {
     let is_empty = |value: &Value| value.as_str().unwrap_or("").is_empty();
+    if let Some(map) = object.as_object_mut() {
+        let role = map.entry("roleRef").or_insert_with(|| json!({}));
+        if role.is_null() {
+            *role = json!({});
+        }
+    }
     if let Some(role) = object.get_mut("roleRef").and_then(Value::as_object_mut)
         && role.get("apiGroup").is_none_or(is_empty)
     {

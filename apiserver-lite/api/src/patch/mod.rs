@@ -50,19 +50,27 @@ pub enum PatchError {
         /// The JSON pointer.
         path: String,
     },
+    /// There is no such operation.
+    #[error("Unexpected kind: {op}")]
+    Operation {
+        /// The word for it.
+        op: String,
+    },
     /// An element of a merged list lacks the field that identifies it.
     #[error("map: {element} does not contain declared merge key: {key}")]
     NoMergeKey {
-        /// The element as JSON.
+        /// The element as Go prints it.
         element: String,
         /// The name of the field.
         key: &'static str,
     },
     /// `$patch` with a value that has no meaning here.
-    #[error("invalid patch directive {directive}")]
+    #[error("unknown patch type: {directive} in map: {holder}")]
     BadDirective {
-        /// The directive as JSON.
+        /// The directive as Go prints it.
         directive: String,
+        /// The map that has it, printed likewise.
+        holder: String,
     },
     /// `$setElementOrder` does not list the patch's elements in their order.
     #[error("the order in the patch list does not match $setElementOrder/{field}")]
@@ -79,11 +87,19 @@ pub enum PatchError {
 }
 
 impl PatchError {
-    /// Whether the patch is well formed and the object only has not what it
-    /// needs: a 422, where the others are a 400.
+    /// Whether the patch is read and does not apply: a 422, where the others are a 400.
     #[must_use]
     pub const fn is_unprocessable(&self) -> bool {
-        matches!(self, Self::TestFailed { .. } | Self::Missing { .. })
+        matches!(
+            self,
+            Self::TestFailed { .. } | Self::Missing { .. } | Self::Operation { .. }
+        )
+    }
+
+    /// Whether upstream takes it for a failure of its own: a 500.
+    #[must_use]
+    pub const fn is_unknown(&self) -> bool {
+        matches!(self, Self::NoMergeKey { .. } | Self::BadDirective { .. })
     }
 }
 
@@ -156,15 +172,12 @@ fn apply(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<()
         let found = operation.get("value").cloned();
         found.ok_or_else(|| malformed(format!("an operation lacks \"value\": {operation}")))
     };
-    let path = Pointer::parse(text("path")?)?;
-    match text("op")? {
+    let op = text("op")?;
+    let path = Pointer::parse(text("path")?, known(op))?;
+    match op {
         "add" => path.add(object, value()?, "add"),
         "remove" => path.remove(object, "remove").map(drop),
-        "replace" => {
-            let value = value()?;
-            *path.find(object).ok_or_else(|| path.missing("replace"))? = value;
-            Ok(())
-        }
+        "replace" => path.replace(object, value()?),
         "test" => {
             let value = value()?;
             let found = path.find(object).map_or(&Value::Null, |v| v);
@@ -175,7 +188,7 @@ fn apply(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<()
             }
         }
         "move" => {
-            let from = Pointer::parse(text("from")?)?;
+            let from = Pointer::parse(text("from")?, known(op))?;
             if path.0.starts_with(&format!("{}/", from.0)) {
                 return Err(malformed("a value cannot be moved into itself"));
             }
@@ -183,7 +196,7 @@ fn apply(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<()
             path.add(object, value, "move")
         }
         "copy" => {
-            let from = Pointer::parse(text("from")?)?;
+            let from = Pointer::parse(text("from")?, known(op))?;
             let value = from
                 .find(object)
                 .ok_or_else(|| from.missing("copy"))?
@@ -198,8 +211,15 @@ fn apply(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<()
             }
             path.add(object, value, "copy")
         }
-        op => Err(malformed(format!("unknown operation {op:?}"))),
+        op => Err(PatchError::Operation { op: op.to_owned() }),
     }
+}
+
+/// The operations that there are.
+fn known(op: &str) -> &'static str {
+    const OPERATIONS: [&str; 6] = ["add", "remove", "replace", "test", "move", "copy"];
+    let found = OPERATIONS.into_iter().find(|o| *o == op);
+    found.unwrap_or("patch")
 }
 
 /// Equality of RFC 6902, 4.6: numbers by value, so 1 equals 1.0.
@@ -222,9 +242,12 @@ fn equal(a: &Value, b: &Value) -> bool {
 struct Pointer(String);
 
 impl Pointer {
-    fn parse(text: &str) -> Result<Self, PatchError> {
+    fn parse(text: &str, op: &'static str) -> Result<Self, PatchError> {
         if !text.is_empty() && !text.starts_with('/') {
-            return Err(malformed(format!("{text:?} is not a JSON pointer")));
+            return Err(PatchError::Missing {
+                op,
+                path: text.to_owned(),
+            });
         }
         Ok(Self(text.to_owned()))
     }
@@ -240,7 +263,8 @@ impl Pointer {
         object.pointer_mut(&self.0)
     }
 
-    /// The value that holds this one, and the last token.
+    /// The value that holds this one, and the last token; nothing holds the whole object, which
+    /// upstream's library does not replace.
     fn parent<'a>(&self, object: &'a mut Value) -> Option<(&'a mut Value, String)> {
         let (parent, last) = self.0.rsplit_once('/')?;
         let token = last.replace("~1", "/").replace("~0", "~");
@@ -248,10 +272,6 @@ impl Pointer {
     }
 
     fn add(&self, object: &mut Value, value: Value, op: &'static str) -> Result<(), PatchError> {
-        if self.0.is_empty() {
-            *object = value;
-            return Ok(());
-        }
         match self.parent(object).ok_or_else(|| self.missing(op))? {
             (Value::Object(map), token) => drop(map.insert(token, value)),
             (Value::Array(items), token) if token == "-" => items.push(value),
@@ -260,6 +280,20 @@ impl Pointer {
                 items.insert(i.ok_or_else(|| self.missing(op))?, value);
             }
             _ => return Err(self.missing(op)),
+        }
+        Ok(())
+    }
+
+    /// Sets a field of a map, even where there is none yet, as upstream's library does; an element
+    /// of a list must be there.
+    fn replace(&self, object: &mut Value, value: Value) -> Result<(), PatchError> {
+        match self.parent(object) {
+            Some((Value::Object(map), token)) => drop(map.insert(token, value)),
+            Some((Value::Array(items), token)) => {
+                let found = index(&token).and_then(|i| items.get_mut(i));
+                *found.ok_or_else(|| self.missing("replace"))? = value;
+            }
+            _ => return Err(self.missing("replace")),
         }
         Ok(())
     }

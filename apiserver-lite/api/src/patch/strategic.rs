@@ -67,16 +67,25 @@ fn merge_map(
         return match directive.as_str() {
             Some("replace") => Ok(patch),
             Some("delete") => Ok(Object::new()),
-            _ => Err(PatchError::BadDirective {
-                directive: directive.to_string(),
-            }),
+            _ => {
+                let printed = crate::printed::printed(&directive);
+                patch.insert(DIRECTIVE.to_owned(), directive);
+                Err(PatchError::BadDirective {
+                    directive: printed,
+                    holder: crate::printed::printed(&Value::Object(patch)),
+                })
+            }
         };
     }
     retain_keys(&mut original, &mut patch)?;
     set_orders(&mut original, &mut patch, schema)?;
     for (name, removed) in take_prefixed(&mut patch, DELETE_FROM) {
         let Value::Array(removed) = removed else {
-            return Err(malformed(format!("{DELETE_FROM}{name} must be a list")));
+            // As upstream: what is no list takes the list's place, and does not fit there.
+            if let Some(value) = original.get_mut(&name) {
+                *value = removed;
+            }
+            continue;
         };
         if let Some(Value::Array(items)) = original.get_mut(&name) {
             let removed: HashSet<&Value> = removed.iter().collect();
@@ -266,7 +275,7 @@ fn merge_by_key(
     element: Option<&'static Shape>,
 ) -> Result<Vec<Value>, PatchError> {
     let no_key = |element: &Value| PatchError::NoMergeKey {
-        element: element.to_string(),
+        element: crate::printed::printed(element),
         key,
     };
     let (mut patches, mut gone) = (Vec::new(), HashSet::new());
@@ -284,7 +293,8 @@ fn merge_by_key(
             }
             Some((_, other)) => {
                 return Err(PatchError::BadDirective {
-                    directive: other.to_string(),
+                    directive: crate::printed::printed(other),
+                    holder: crate::printed::printed(&item),
                 });
             }
         }

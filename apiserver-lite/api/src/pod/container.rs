@@ -44,7 +44,7 @@ pub(super) fn validate(
     one_of(
         errors,
         &at.get("terminationMessagePolicy"),
-        &["FallbackToLogsOnError", "File"],
+        &["File", "FallbackToLogsOnError"],
     );
     if kind == Kind::Ephemeral {
         ephemeral(errors, at);
@@ -164,10 +164,6 @@ fn ports(errors: &mut Errors, at: &At<'_, '_>, host_network: bool, is_pod: bool)
             let rule = "must match `containerPort` when `hostNetwork` is true";
             host.error_value(errors, ErrorKind::Invalid, shown, rule);
         }
-        let ip = port.get("hostIP");
-        if !ip.str().is_empty() {
-            rules(errors, &ip, names::ip(ip.str()));
-        }
         one_of(errors, &port.get("protocol"), &["SCTP", "TCP", "UDP"]);
     }
 }
@@ -267,7 +263,8 @@ fn env_from(errors: &mut Errors, list: &At<'_, '_>) {
             0 => "must specify one of: `configMapRef` or `secretRef`",
             _ => "may not have more than one field specified at a time",
         };
-        source.error_value(errors, ErrorKind::Invalid, "\"\"", detail);
+        // Upstream names the list, not the element.
+        list.error_value(errors, ErrorKind::Invalid, "\"\"", detail);
     }
 }
 
@@ -283,8 +280,10 @@ pub(super) fn field_ref(errors: &mut Errors, at: &At<'_, '_>, supported: &[&str]
         path.required(errors, "");
         return;
     }
-    if at.get("apiVersion").str() != "v1" {
-        at.get("apiVersion").unsupported(errors, &["v1"]);
+    let version = at.get("apiVersion").str();
+    if version != "v1" {
+        let rule = format!("error converting fieldPath: unsupported pod version: {version}");
+        path.invalid(errors, rule);
         return;
     }
     let subscript = path
@@ -296,12 +295,19 @@ pub(super) fn field_ref(errors: &mut Errors, at: &At<'_, '_>, supported: &[&str]
             "metadata.annotations" => names::qualified_name(&key.to_lowercase()),
             "metadata.labels" => names::qualified_name(key),
             _ => {
-                path.invalid(errors, "does not support subscript");
+                let shown = format!("{base:?}");
+                at.error_value(
+                    errors,
+                    ErrorKind::Invalid,
+                    shown,
+                    "does not support subscript",
+                );
                 return;
             }
         };
+        // Upstream names the reference, not its path.
         for rule in key_rule {
-            path.error_value(errors, ErrorKind::Invalid, format!("{key:?}"), rule);
+            at.error_value(errors, ErrorKind::Invalid, format!("{key:?}"), rule);
         }
         return;
     }
@@ -331,22 +337,17 @@ pub(super) fn resource_field_ref(errors: &mut Errors, at: &At<'_, '_>, in_volume
         "requests.ephemeral-storage",
         "requests.memory",
     ];
-    if in_volume && at.get("containerName").str().is_empty() {
-        at.get("containerName").required(errors, "");
-        return;
-    }
     let resource = at.get("resource");
     let name = resource.str();
-    if name.is_empty() {
-        resource.required(errors, "");
-        return;
-    }
     let huge = ["limits.hugepages-", "requests.hugepages-"]
         .iter()
         .any(|p| name.starts_with(p));
-    if !FIELDS.contains(&name) && !huge {
+    if in_volume && at.get("containerName").str().is_empty() {
+        at.get("containerName").required(errors, "");
+    } else if name.is_empty() {
+        resource.required(errors, "");
+    } else if !FIELDS.contains(&name) && !huge {
         resource.error(errors, ErrorKind::NotSupported, supported_values(&FIELDS));
-        return;
     }
     let divisor = at.get("divisor");
     let Ok(amount) = Quantity::from_json(divisor.value()) else {
@@ -355,35 +356,19 @@ pub(super) fn resource_field_ref(errors: &mut Errors, at: &At<'_, '_>, in_volume
     if amount.is_zero() {
         return;
     }
-    let (allowed, text): (&[&str], _) = if name.ends_with(".cpu") {
-        (
-            &["1m", "1"],
-            "only divisor's values 1m and 1 are supported with the cpu resource".into(),
-        )
-    } else {
-        let list = [
-            "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
-        ];
-        let kind = name.split_once('.').map_or(name, |(_, kind)| kind);
-        let kind = if huge { "hugepages" } else { kind };
-        const LIST: &[&str] = &[
-            "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
-        ];
-        (
-            LIST,
-            format!(
-                "only divisor's values {} are supported with the {kind} resource",
-                list.join(", ")
-            ),
-        )
+    const BYTES: [&str; 13] = [
+        "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
+    ];
+    let (allowed, words, kind): (&[&str], _, _) = match name.split_once('.') {
+        Some((_, "cpu")) => (&["1m", "1"], "1m and 1".to_owned(), "cpu"),
+        Some((_, "memory")) => (&BYTES, BYTES.join(", "), "memory"),
+        Some((_, "ephemeral-storage")) => (&BYTES, BYTES.join(", "), "local ephemeral storage"),
+        _ if huge => (&BYTES, BYTES.join(", "), "hugepages"),
+        _ => return,
     };
     if !allowed.contains(&amount.to_string().as_str()) {
-        resource.error_value(
-            errors,
-            ErrorKind::Invalid,
-            format!("{:?}", name.split_once('.').map_or(name, |(_, r)| r)),
-            text,
-        );
+        let rule = format!("only divisor's values {words} are supported with the {kind} resource");
+        divisor.error_value(errors, ErrorKind::Invalid, format!("{name:?}"), rule);
     }
 }
 
@@ -395,8 +380,12 @@ pub(super) fn descending_path(errors: &mut Errors, at: &At<'_, '_>) {
     no_backsteps(errors, at);
 }
 
+fn has_backsteps(path: &str) -> bool {
+    path.split('/').any(|part| part == "..")
+}
+
 pub(super) fn no_backsteps(errors: &mut Errors, at: &At<'_, '_>) {
-    if at.str().split('/').any(|part| part == "..") {
+    if has_backsteps(at.str()) {
         at.invalid(errors, "must not contain '..'");
     }
 }
@@ -409,7 +398,8 @@ fn mounts(errors: &mut Errors, at: &At<'_, '_>, volumes: &Volumes<'_>) {
         texts.filter(|text| !text.is_empty()).collect()
     };
     let (device_names, device_paths) = (of("name"), of("devicePath"));
-    for mount in at.get("volumeMounts").items() {
+    let list = at.get("volumeMounts");
+    for mount in list.items() {
         let name = mount.get("name");
         let path = mount.get("mountPath");
         if name.str().is_empty() {
@@ -431,21 +421,35 @@ fn mounts(errors: &mut Errors, at: &At<'_, '_>, volumes: &Volumes<'_>) {
             path.invalid(errors, "must not already exist as a path in volumeDevices");
         }
         let (sub, expr) = (mount.get("subPath"), mount.get("subPathExpr"));
+        // What follows is reported for the list, not for the element.
+        let aside = |field: &'static str| list.get(field).with_value(mount.get(field).value());
+        if volumes.is_some_kind(name.str(), "image") == Some(true) {
+            for field in [&sub, &expr] {
+                if !field.str().is_empty() {
+                    field.invalid(errors, "not allowed in image volume sources");
+                }
+            }
+        }
         if !sub.str().is_empty() {
-            descending_path(errors, &sub);
+            descending_path(errors, &aside("subPath"));
         }
         if !expr.str().is_empty() {
             if !sub.str().is_empty() {
                 expr.invalid(errors, "subPathExpr and subPath are mutually exclusive");
             }
-            descending_path(errors, &expr);
+            descending_path(errors, &aside("subPathExpr"));
         }
-        propagation(errors, &mount, at);
+        let modes = [aside("mountPropagation"), aside("recursiveReadOnly")];
+        propagation(errors, &mount, modes, at);
     }
 }
 
-fn propagation(errors: &mut Errors, mount: &At<'_, '_>, container: &At<'_, '_>) {
-    let mode = mount.get("mountPropagation");
+fn propagation(
+    errors: &mut Errors,
+    mount: &At<'_, '_>,
+    [mode, recursive]: [At<'_, '_>; 2],
+    container: &At<'_, '_>,
+) {
     one_of_opt(errors, &mode, &["Bidirectional", "HostToContainer", "None"]);
     let privileged = container.get("securityContext");
     let privileged = privileged.get("privileged").is_true();
@@ -455,7 +459,6 @@ fn propagation(errors: &mut Errors, mount: &At<'_, '_>, container: &At<'_, '_>) 
             "Bidirectional mount propagation is available only to privileged containers",
         );
     }
-    let recursive = mount.get("recursiveReadOnly");
     one_of_opt(errors, &recursive, &["Disabled", "Enabled", "IfPossible"]);
     if matches!(recursive.str(), "Enabled" | "IfPossible") {
         if !mount.get("readOnly").is_true() {
@@ -472,12 +475,17 @@ fn propagation(errors: &mut Errors, mount: &At<'_, '_>, container: &At<'_, '_>) 
 
 fn devices(errors: &mut Errors, at: &At<'_, '_>, volumes: &Volumes<'_>) {
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
+    let mounts = at.get("volumeMounts");
+    let of = |field: &'static str| -> HashSet<&str> {
+        mounts.items().map(|m| m.get(field).str()).collect()
+    };
+    let (mount_names, mount_paths) = (of("name"), of("mountPath"));
     for device in at.get("volumeDevices").items() {
         let name = device.get("name");
         if name.str().is_empty() {
             name.required(errors, "");
         }
-        if !names.insert(name.str()) {
+        if !name.str().is_empty() && !names.insert(name.str()) {
             name.invalid(errors, "must be unique");
         }
         let claims = ["persistentVolumeClaim", "ephemeral"];
@@ -495,11 +503,20 @@ fn devices(errors: &mut Errors, at: &At<'_, '_>, volumes: &Volumes<'_>) {
         let path = device.get("devicePath");
         if path.str().is_empty() {
             path.required(errors, "");
-        } else {
-            no_backsteps(errors, &path);
         }
-        if !paths.insert(path.str()) {
+        if paths.contains(path.str()) {
             path.invalid(errors, "must be unique");
+        }
+        if has_backsteps(path.str()) {
+            path.invalid(errors, "can not contain backsteps ('..')");
+        } else {
+            paths.insert(path.str());
+        }
+        if mount_names.contains(name.str()) {
+            name.invalid(errors, "must not already exist in volumeMounts");
+        }
+        if mount_paths.contains(path.str()) {
+            path.invalid(errors, "must not already exist as a path in volumeMounts");
         }
     }
 }

@@ -94,6 +94,15 @@ fn spec_defaults(spec: &mut Object) {
     set(spec, "securityContext", json!({}));
     set(spec, "terminationGracePeriodSeconds", json!(30));
     set_zero(spec, "schedulerName", json!("default-scheduler"));
+    // The older field is another name for the newer one, which counts.
+    let account = ["serviceAccountName", "serviceAccount"]
+        .iter()
+        .find_map(|field| spec.get(*field)?.as_str().filter(|name| !name.is_empty()))
+        .map(str::to_owned);
+    if let Some(account) = account {
+        spec.insert("serviceAccount".into(), account.as_str().into());
+        spec.insert("serviceAccountName".into(), account.into());
+    }
 }
 
 /// `SetDefaults_Pod`, and what upstream's strategy does for pods.
@@ -113,14 +122,6 @@ fn pod_only_defaults(spec: &mut Object) {
     }
     pod_level_requests(spec);
     set(spec, "enableServiceLinks", json!(true));
-    if spec
-        .get("terminationGracePeriodSeconds")
-        .and_then(Value::as_i64)
-        .is_some_and(|s| s < 0)
-    {
-        // Upstream's strategy turns a negative grace period into the shortest one.
-        spec.insert("terminationGracePeriodSeconds".into(), json!(1));
-    }
 }
 
 fn container_defaults(container: &mut Object) {
@@ -262,6 +263,31 @@ fn has_source(volume: &Object) -> bool {
         .any(|(name, value)| name != "name" && !value.is_null())
 }
 
+/// Sources of storage that somebody else runs.
+fn storage_defaults(volume: &mut Object) {
+    for (source, defaults) in [
+        (
+            "rbd",
+            json!({"pool": "rbd", "user": "admin", "keyring": "/etc/ceph/keyring"}),
+        ),
+        (
+            "scaleIO",
+            json!({"storageMode": "ThinProvisioned", "fsType": "xfs"}),
+        ),
+        (
+            "azureDisk",
+            json!({"cachingMode": "ReadWrite", "kind": "Shared", "fsType": "ext4", "readOnly": false}),
+        ),
+    ] {
+        let (Some(source), Value::Object(defaults)) = (child(volume, source), defaults) else {
+            continue;
+        };
+        for (name, value) in defaults {
+            set_zero(source, &name, value);
+        }
+    }
+}
+
 fn volume_defaults(volume: &mut Object) {
     const MODE_0644: i64 = 0o644;
     if !has_source(volume) {
@@ -288,6 +314,7 @@ fn volume_defaults(volume: &mut Object) {
     if let Some(iscsi) = child(volume, "iscsi") {
         set_zero(iscsi, "iscsiInterface", json!("default"));
     }
+    storage_defaults(volume);
     if let Some(image) = child(volume, "image") {
         let reference = image.get("reference").and_then(Value::as_str).unwrap_or("");
         let policy = default_pull_policy(reference);

@@ -2,7 +2,7 @@
 
 use super::container::Kind;
 use super::validate::{not_negative, one_of};
-use crate::field::Errors;
+use crate::field::{ErrorKind, Errors};
 use crate::meta::rules;
 use crate::names;
 use crate::view::At;
@@ -177,7 +177,8 @@ fn http(errors: &mut Errors, at: &At<'_, '_>) {
     }
     port(errors, &at.get("port"));
     one_of(errors, &at.get("scheme"), &["HTTP", "HTTPS"]);
-    for header in at.get("httpHeaders").items() {
+    let headers = at.get("httpHeaders");
+    for header in headers.items() {
         let name = header.get("name");
         let fits = !name.str().is_empty()
             && name
@@ -185,14 +186,20 @@ fn http(errors: &mut Errors, at: &At<'_, '_>) {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !fits {
-            name.invalid(errors, HEADER);
+            // Upstream names the list, not the element.
+            headers.with_value(name.value()).invalid(errors, HEADER);
         }
     }
 }
 
 fn port(errors: &mut Errors, at: &At<'_, '_>) {
-    match at.int() {
-        Some(number) => rules(errors, at, names::port_number(number)),
-        None => rules(errors, at, names::port_name(at.str())),
+    if at.value().is_string() {
+        rules(errors, at, names::port_name(at.str()));
+        return;
+    }
+    // A port that is not given is 0 to upstream.
+    let number = at.int().unwrap_or(0);
+    for rule in names::port_number(number) {
+        at.error_value(errors, ErrorKind::Invalid, number.to_string(), rule);
     }
 }

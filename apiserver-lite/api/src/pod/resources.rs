@@ -210,31 +210,53 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
+/// Names of one word that mean something somewhere in the API (`standardResources`).
+fn is_standard(name: &str) -> bool {
+    const NAMES: [&str; 18] = [
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "storage",
+        "requests.storage",
+    ];
+    NAMES.contains(&name) || is_hugepages(name)
+}
+
+/// A device's name: qualified, and so behind `requests.` as quotas write it.
+fn is_extended(name: &str) -> bool {
+    !name.starts_with("requests.") && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
 fn validate_name(errors: &mut Errors, at: &At<'_, '_>, name: &str) {
-    let shown = format!("{name:?}");
-    let rules = names::qualified_name(name);
+    let mut rules = names::qualified_name(name);
     let broken = !rules.is_empty();
+    let mut add = |rule: &str| rules.push(rule.to_owned());
+    if !name.contains('/') {
+        if !broken && !is_standard(name) {
+            add("must be a standard resource type or fully qualified");
+        }
+        let ours = matches!(name, "cpu" | "memory" | "ephemeral-storage") || is_hugepages(name);
+        if !ours {
+            add("must be a standard resource for containers");
+        }
+    } else if !is_native(name) && !is_extended(name) {
+        add("doesn't follow extended resource name standard");
+    }
     for rule in rules {
-        at.error_value(errors, ErrorKind::Invalid, shown.as_str(), rule);
-    }
-    if broken {
-        return;
-    }
-    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || is_hugepages(name);
-    if !name.contains('/') && !standard {
-        at.error_value(
-            errors,
-            ErrorKind::Invalid,
-            shown,
-            "must be a standard resource for containers",
-        );
-    } else if is_native(name) && !standard {
-        at.error_value(
-            errors,
-            ErrorKind::Invalid,
-            shown,
-            "doesn't follow extended resource name standard",
-        );
+        at.error_value(errors, ErrorKind::Invalid, format!("{name:?}"), rule);
     }
 }
 

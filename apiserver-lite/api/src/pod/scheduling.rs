@@ -55,7 +55,14 @@ fn toleration(errors: &mut Errors, at: &At<'_, '_>) {
         );
     }
     match operator.str() {
-        "" | "Equal" => rules(errors, &value, names::label_value(value.str())),
+        "" | "Equal" => {
+            // Upstream reports the value as the operator's.
+            let broken = names::label_value(value.str());
+            if !broken.is_empty() {
+                let shown = crate::field::shown(value.value());
+                operator.error_value(errors, ErrorKind::Invalid, shown, broken.join(";"));
+            }
+        }
         "Exists" if !value.str().is_empty() => {
             operator.error_value(
                 errors,
@@ -65,18 +72,13 @@ fn toleration(errors: &mut Errors, at: &At<'_, '_>) {
             );
         }
         "Exists" => {}
-        "Gt" | "Lt" => {
-            if value.str().parse::<i64>().is_err() {
-                value.invalid(errors, "must be an integer when `operator` is 'Gt' or 'Lt'");
-            }
-        }
-        _ => operator.unsupported(errors, &["Equal", "Exists", "Gt", "Lt"]),
+        _ => operator.unsupported(errors, &["Equal", "Exists"]),
     }
     if !effect.str().is_empty() {
         one_of(
             errors,
             &effect,
-            &["NoExecute", "NoSchedule", "PreferNoSchedule"],
+            &["NoSchedule", "PreferNoSchedule", "NoExecute"],
         );
     }
 }
@@ -179,9 +181,15 @@ fn pod_term(errors: &mut Errors, term: &At<'_, '_>) {
         label_selector(errors, &term.get(selector));
     }
     for namespace in term.get("namespaces").items() {
-        rules(errors, &namespace, names::dns1123_label(namespace.str()));
+        // Upstream calls the list so.
+        let place = term.get("namespace").with_value(namespace.value());
+        rules(errors, &place, names::dns1123_label(namespace.str()));
     }
-    topology_key(errors, &term.get("topologyKey"));
+    let key = term.get("topologyKey");
+    if key.str().is_empty() {
+        key.required(errors, "can not be empty");
+    }
+    rules(errors, &key, names::qualified_name(key.str()));
 }
 
 fn topology_key(errors: &mut Errors, at: &At<'_, '_>) {
@@ -193,8 +201,15 @@ fn topology_key(errors: &mut Errors, at: &At<'_, '_>) {
 }
 
 fn spreading(errors: &mut Errors, list: &At<'_, '_>) {
-    let mut seen = HashSet::new();
-    for constraint in list.items() {
+    let pair = |constraint: &At<'_, '_>| {
+        let (key, when) = (
+            constraint.get("topologyKey"),
+            constraint.get("whenUnsatisfiable"),
+        );
+        format!("{{{}, {}}}", key.str(), when.str())
+    };
+    let pairs: Vec<String> = list.items().map(|c| pair(&c)).collect();
+    for (i, constraint) in list.items().enumerate() {
         let skew = constraint.get("maxSkew");
         if skew.int().is_none_or(|n| n <= 0) {
             skew.invalid(errors, "must be greater than zero");
@@ -205,9 +220,10 @@ fn spreading(errors: &mut Errors, list: &At<'_, '_>) {
         if !matches!(when.str(), "DoNotSchedule" | "ScheduleAnyway") {
             when.unsupported(errors, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        if !seen.insert((key.str(), when.str())) {
-            let pair = format!("{{{}, {}}}", key.str(), when.str());
-            constraint.error_value(errors, ErrorKind::Duplicate, format!("{pair:?}"), "");
+        // The first of two equal ones is reported.
+        if pairs[i + 1..].contains(&pairs[i]) {
+            let place = constraint.get("{topologyKey, whenUnsatisfiable}");
+            place.error_value(errors, ErrorKind::Duplicate, format!("{:?}", pairs[i]), "");
         }
         let domains = constraint.get("minDomains");
         if domains.int().is_some_and(|n| n <= 0) {

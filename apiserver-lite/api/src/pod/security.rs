@@ -44,7 +44,10 @@ pub(super) fn pod(errors: &mut Errors, spec: &At<'_, '_>) {
         &["MountOption", "Recursive"],
     );
     profiles(errors, &context);
+    // Upstream's own form of a pod has it there.
     let share = spec.get("shareProcessNamespace");
+    let place = context.get("shareProcessNamespace");
+    let share = place.with_value(share.value());
     if share.is_true() && spec.get("hostPID").is_true() {
         share.invalid(
             errors,
@@ -136,11 +139,15 @@ fn profiles(errors: &mut Errors, context: &At<'_, '_>) {
             continue;
         }
         let kind = profile.get("type");
-        one_of(
-            errors,
-            &kind,
-            &["Localhost", "RuntimeDefault", "Unconfined"],
-        );
+        if kind.str().is_empty() {
+            kind.required(errors, format!("type is required when {name} is set"));
+        } else {
+            one_of(
+                errors,
+                &kind,
+                &["Localhost", "RuntimeDefault", "Unconfined"],
+            );
+        }
         let local = profile.get("localhostProfile");
         if kind.str() == "Localhost" {
             if local.str().trim().is_empty() {
@@ -165,7 +172,9 @@ pub(super) fn container(errors: &mut Errors, context: &At<'_, '_>, spec: &At<'_,
     }
     profiles(errors, context);
     let mount = context.get("procMount");
-    one_of_opt(errors, &mount, &["", "Default", "Unmasked"]);
+    if !mount.str().is_empty() {
+        one_of_opt(errors, &mount, &["Default", "Unmasked"]);
+    }
     if mount.str() == "Unmasked" && !spec.get("hostUsers").is_false() {
         mount.invalid(errors, "`hostUsers` must be false to use `Unmasked`");
     }

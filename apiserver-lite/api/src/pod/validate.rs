@@ -64,8 +64,17 @@ pub fn validate_create(pod: &Value) -> Vec<FieldError> {
 /// The same rules for a pod template at `at` (`metadata` and `spec`), as the
 /// kinds that hold one check them.
 pub fn validate_template(errors: &mut Errors, at: &At<'_, '_>) {
-    meta::labels(errors, &at.get("metadata").get("labels"));
-    meta::annotations(errors, &at.get("metadata").get("annotations"));
+    // Upstream leaves `metadata` out of these paths.
+    let metadata = at.get("metadata");
+    meta::labels(
+        errors,
+        &at.get("labels").with_value(metadata.get("labels").value()),
+    );
+    let annotations = metadata.get("annotations");
+    meta::annotations(
+        errors,
+        &at.get("annotations").with_value(annotations.value()),
+    );
     let spec_at = at.get("spec");
     spec(errors, &spec_at);
     let ephemeral = spec_at.get("ephemeralContainers");
@@ -103,7 +112,7 @@ fn spec(errors: &mut Errors, spec: &At<'_, '_>) {
     one_of(
         errors,
         &spec.get("restartPolicy"),
-        &["Always", "Never", "OnFailure"],
+        &["Always", "OnFailure", "Never"],
     );
     dns(errors, spec);
     security::pod(errors, spec);
@@ -149,7 +158,6 @@ fn spec(errors: &mut Errors, spec: &At<'_, '_>) {
     if grace.is_none() {
         grace.required(errors, "");
     }
-    not_negative(errors, &grace);
     for alias in spec.get("hostAliases").items() {
         let ip = alias.get("ip");
         rules(errors, &ip, names::ip(ip.str()));
@@ -164,7 +172,10 @@ fn spec(errors: &mut Errors, spec: &At<'_, '_>) {
     if spec.get("resources").is_some() {
         resources::validate(errors, &spec.get("resources"), true);
     }
-    for (name, amount) in spec.get("overhead").entries() {
+    // Upstream checks an overhead as the limits of a container.
+    let overhead = spec.get("overhead");
+    let limits = overhead.get("limits").with_value(overhead.value());
+    for (name, amount) in limits.entries() {
         resources::validate_amount(errors, &amount, name);
     }
     operating_system(errors, spec);
@@ -265,7 +276,7 @@ fn host_port(errors: &mut Errors, port: &At<'_, '_>, taken: &mut HashSet<String>
 
 fn dns(errors: &mut Errors, spec: &At<'_, '_>) {
     let policy = spec.get("dnsPolicy");
-    let supported = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    let supported = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     one_of(errors, &policy, &supported);
     let config = spec.get("dnsConfig");
     let servers = config.get("nameservers");
@@ -311,7 +322,7 @@ fn dns(errors: &mut Errors, spec: &At<'_, '_>) {
     }
     for option in config.get("options").items() {
         if option.get("name").str().is_empty() {
-            option.get("name").required(errors, "must not be empty");
+            option.required(errors, "must not be empty");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! `pods/binding` (and the older `bindings`): gives a pod to a node
 //! (`pkg/registry/core/pod/storage` of upstream).
 
+use rkube_api::field::Errors;
 use rkube_api::resources::{self, Gvk};
 use rkube_api::status::{Named, Status};
 use rkube_api::time::Time;
+use rkube_api::view::At;
 use rkube_store::{Key, StoreError, Value as Stored, Write};
 use serde_json::{Map, Value, json};
 
@@ -97,6 +99,27 @@ pub(super) fn set_condition(pod: &mut Value, mut condition: Value, now: Time) {
     }
 }
 
+/// What is wrong with a target; upstream takes it for a failure of its own, a 500.
+fn check_target(binding: &Value) -> Result<(), Status> {
+    let mut errors = Errors::default();
+    let root = At::root(binding);
+    let target = root.get("target");
+    let (kind, name) = (target.get("kind"), target.get("name"));
+    if !matches!(kind.str(), "" | "Node") {
+        kind.unsupported(&mut errors, &["Node", "<empty>"]);
+    }
+    if name.str().is_empty() {
+        name.required(&mut errors, "");
+    }
+    let errors = errors.into_vec();
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    match &texts[..] {
+        [] => Ok(()),
+        [one] => Err(Status::unknown(one.as_str())),
+        many => Err(Status::unknown(format!("[{}]", many.join(", ")))),
+    }
+}
+
 impl Engine {
     pub(in crate::engine) async fn bind(
         &self,
@@ -115,18 +138,13 @@ impl Engine {
             (path, "") => path.to_owned(),
             (path, body) if path == body => path.to_owned(),
             (path, body) => {
-                return Err(Status::bad_request(format!(
-                    "name in URL does not match name in Binding object: {path} {body}"
-                )));
+                tracing::debug!(path, body, "a binding of another pod");
+                return Err(Status::bad_request(
+                    "name in URL does not match name in Binding object",
+                ));
             }
         };
-        let target = &binding["target"];
-        let kind = target["kind"].as_str().unwrap_or("");
-        if !matches!(kind, "" | "Node") || target["name"].as_str().unwrap_or("").is_empty() {
-            return Err(Status::bad_request(
-                "a binding's target must be a Node with a name",
-            ));
-        }
+        check_target(&binding)?;
         let pods = resources::by_plural("", "v1", "pods")
             .ok_or_else(|| Status::internal("no resource pods"))?;
         let mut call = self.admission_call(request, Operation::Create, binding, Value::Null);

@@ -180,7 +180,7 @@ impl Engine {
             return Ok(());
         };
         if matching.next().is_some() {
-            return Err(Status::internal(
+            return Err(Status::unknown(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
             ));
         }

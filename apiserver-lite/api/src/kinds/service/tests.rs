@@ -237,6 +237,36 @@ fn an_update_without_allocated_values_keeps_them() {
 }
 
 #[test]
+fn addresses_of_load_balancers_only_and_true_ones() {
+    let told = |kind: &str, ingress: Value| {
+        let old = service(json!({"type": kind, "ports": [{"port": 80}]}));
+        let mut new = old.clone();
+        new["status"] = json!({"loadBalancer": {"ingress": ingress}});
+        default(&mut new);
+        texts(&validate_update(&new, &old))
+    };
+    let good = json!([{"ip": "192.0.2.1"}, {"hostname": "h.example"}]);
+    assert_eq!(told("LoadBalancer", good.clone()), [] as [String; 0]);
+    assert_eq!(
+        told("ClusterIP", good),
+        [
+            "status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is 'LoadBalancer'"
+        ]
+    );
+    assert_eq!(
+        told(
+            "LoadBalancer",
+            json!([{"ip": "x"}, {"hostname": "192.0.2.1"}, {"hostname": "h", "ipMode": "VIP"}])
+        ),
+        [
+            r#"status.loadBalancer.ingress[0].ip: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"#,
+            r#"status.loadBalancer.ingress[1].hostname: Invalid value: "192.0.2.1": must be a DNS name, not an IP address"#,
+            "status.loadBalancer.ingress[2].ipMode: Forbidden: may not be specified when `ip` is not set",
+        ]
+    );
+}
+
+#[test]
 fn a_second_family_comes_and_goes_by_policy() {
     let two = ["IPv4", "IPv6"];
     let mut old = ready(

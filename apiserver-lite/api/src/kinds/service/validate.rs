@@ -395,7 +395,46 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
         let check = at.get("healthCheckNodePort");
         check.forbidden(&mut errors, "field is immutable");
     }
+    if new["status"] != old["status"] {
+        balancer_status(&mut errors, &root, new);
+    }
     errors.into_vec()
+}
+
+/// Where a load balancer is reached (`ValidateLoadBalancerStatus`).
+fn balancer_status(errors: &mut Errors, root: &At<'_, '_>, service: &Value) {
+    let status = root.get("status");
+    let balancer = status.get("loadBalancer");
+    let ingress = balancer.get("ingress");
+    if spec_str(service, "type") != "LoadBalancer" {
+        if !ingress.is_empty() {
+            ingress.forbidden(
+                errors,
+                "may only be used when `spec.type` is 'LoadBalancer'",
+            );
+        }
+        return;
+    }
+    for way in ingress.items() {
+        let (ip, mode, host) = (way.get("ip"), way.get("ipMode"), way.get("hostname"));
+        if !ip.str().is_empty() {
+            rules(errors, &ip, names::ip(ip.str()));
+            if mode.is_none() {
+                mode.required(errors, "must be specified when `ip` is set");
+            }
+        } else if mode.is_some() {
+            mode.forbidden(errors, "may not be specified when `ip` is not set");
+        }
+        if mode.is_some() && !["Proxy", "VIP"].contains(&mode.str()) {
+            mode.unsupported(errors, &["Proxy", "VIP"]);
+        }
+        if !host.str().is_empty() {
+            rules(errors, &host, names::dns1123_subdomain(host.str()));
+            if host.str().parse::<IpAddr>().is_ok() {
+                host.invalid(errors, "must be a DNS name, not an IP address");
+            }
+        }
+    }
 }
 
 /// An error at an element that may not be there, which shows the whole list.
