@@ -40,6 +40,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 const OCI_NAMES: [&str; 2] = ["rkube-oci", "runc"];
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().and_then(|name| Path::new(name).file_name());
     if called.is_some_and(|name| OCI_NAMES.iter().any(|oci| OsStr::new(oci) == name)) {
@@ -70,6 +71,18 @@ fn main() -> ExitCode {
             error::print(&error);
             ExitCode::from(error::code(&error))
         }
+    }
+}
+
+/// A panic ends the program wherever it happens, as the release profile has it,
+/// also where the profile unwinds: tests drive what users run.
+fn abort_on_panic() {
+    if cfg!(panic = "unwind") {
+        let told = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            told(info);
+            std::process::abort();
+        }));
     }
 }
 
