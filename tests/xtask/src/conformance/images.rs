@@ -2,6 +2,7 @@
 //! real ones is `agnhost`, a shell with the usual tools, `curl`, `dig` and `nc`,
 //! and a web server.
 
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -15,10 +16,10 @@ pub(super) struct Archive {
     pub(super) path: PathBuf,
 }
 
-/// Whose files an image has.
+/// Whose files an image has, beside agnhost's.
 #[derive(Clone, Copy, PartialEq)]
 enum Tree {
-    /// Debian with tools, and agnhost.
+    /// Debian with tools.
     Tools,
     /// Busybox with pages to serve.
     Busybox,
@@ -40,13 +41,13 @@ const IMAGES: &[(&str, Tree, &[&str], &[&str])] = &[
     ),
     (
         "gcr.io/kubernetes-e2e-test-images/nonewprivs:1.0",
-        Tree::Tools,
+        Tree::Busybox,
         &[],
         &["nnp"],
     ),
     (
         "k8s.gcr.io/pause:3.2",
-        Tree::Tools,
+        Tree::Busybox,
         &["/agnhost", "pause"],
         &[],
     ),
@@ -93,9 +94,18 @@ const IMAGES: &[(&str, Tree, &[&str], &[&str])] = &[
         KITTEN,
     ),
 ];
-const WEB: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/srv"];
-const NAUTILUS: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/srv/nautilus"];
-const KITTEN: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/srv/kitten"];
+/// The first process of a container ignores SIGTERM unless it says otherwise.
+const WEB: &[&str] = &["sh", "-c", "trap exit TERM; httpd -f -p 80 -h /srv & wait"];
+const NAUTILUS: &[&str] = &[
+    "sh",
+    "-c",
+    "trap exit TERM; httpd -f -p 80 -h /srv/nautilus & wait",
+];
+const KITTEN: &[&str] = &[
+    "sh",
+    "-c",
+    "trap exit TERM; httpd -f -p 80 -h /srv/kitten & wait",
+];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Packages beyond Debian's minimum that stand for those of agnhost's Dockerfile.
 const PACKAGES: &[&str] = &["curl", "bind9-dnsutils", "netcat-openbsd", "iproute2"];
@@ -132,6 +142,8 @@ fn config(entry: &[&str], command: &[&str]) -> Value {
 fn unpack(tree: Tree, programs: &Path) -> anyhow::Result<tempfile::TempDir> {
     let dir = tempfile::tempdir().context("make a directory for an image")?;
     let at = dir.path();
+    // It becomes the container's root, which everybody may enter.
+    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o755))?;
     let busybox = images::busybox()?;
     let unpack_busybox = |into: &Path, more: &[&str]| {
         let (from, into) = (busybox.to_string_lossy(), into.to_string_lossy());
@@ -164,14 +176,14 @@ fn unpack(tree: Tree, programs: &Path) -> anyhow::Result<tempfile::TempDir> {
             let rest = at.join("usr/local/busybox");
             std::fs::create_dir_all(&rest).context("make a directory for busybox")?;
             unpack_busybox(&rest, &["--strip-components=2", "bin"])?;
-            add_tools(at, programs)?;
+            add_applets(at)?;
         }
     }
+    add_programs(at, programs)?;
     Ok(dir)
 }
 
-fn add_tools(at: &Path, programs: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+fn add_programs(at: &Path, programs: &Path) -> anyhow::Result<()> {
     let copy = |name: &str, to: &str, mode: u32| -> anyhow::Result<()> {
         let (from, to) = (programs.join(name), at.join(to));
         std::fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
@@ -185,10 +197,15 @@ fn add_tools(at: &Path, programs: &Path) -> anyhow::Result<()> {
         }
     }
     if programs.join("nnp").is_file() {
+        std::fs::create_dir_all(at.join("usr/local/bin")).context("make /usr/local/bin")?;
         copy("nnp", "usr/local/bin/nnp", 0o6755)?;
     }
     symlink("agnhost", at.join("agnhost-2")).context("link agnhost-2")?;
-    std::fs::create_dir(at.join("uploads")).context("make /uploads")?;
+    std::fs::create_dir(at.join("uploads")).context("make /uploads")
+}
+
+/// Links busybox's applets where Debian has no program of the name.
+fn add_applets(at: &Path) -> anyhow::Result<()> {
     for applet in std::fs::read_dir(at.join("usr/local/busybox"))?.flatten() {
         let name = applet.file_name();
         let there = ["bin", "sbin", "usr/bin", "usr/sbin"];

@@ -7,7 +7,8 @@
 //! `DIR` holds `e2e.test`, `agnhost` and, for one case, `nnp` (of test/images),
 //! all of one release of Kubernetes. A run goes on where the last one was broken
 //! off; `--failed` runs those again that failed, a filter those whose name it is
-//! a part of, in any case. Results, one JUnit file of all, the suite's own
+//! a part of, in any case. A file `stop` in `target/conformance` ends a run after
+//! the cases at hand. Results, one JUnit file of all, the suite's own
 //! output and the server's log lie in `target/conformance`.
 
 mod cases;
@@ -34,6 +35,9 @@ const SHARD_CASES: usize = 6;
 const SHARD_SECS: u64 = 3000;
 /// How many processes run side by side: cases wait more than they work.
 const JOBS: usize = 2;
+
+/// The file that ends a run.
+const STOP: &str = "stop";
 
 struct Options {
     programs: PathBuf,
@@ -98,6 +102,9 @@ pub(crate) fn conformance(args: &[String]) -> anyhow::Result<bool> {
     let options = parse(args)?;
     let dir = repo::target_dir().join("conformance");
     std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("make {}", dir.display()))?;
+    if dir.join(STOP).exists() {
+        std::fs::remove_file(dir.join(STOP)).context("forget the stop of the last run")?;
+    }
     let all = cases::dry_run(&options.programs.join("e2e.test"), &dir)?;
     let state = dir.join("results.json");
     let results = cases::read(&state)?;
@@ -148,11 +155,10 @@ fn in_test_host(
         let worked = run
             .shards(&parallel, options.jobs)
             .and_then(|()| run.shards(&serial, 1));
+        let results = run.results.into_inner();
         let ended = cluster.end();
         worked.and(ended)?;
-        run.results
-            .into_inner()
-            .map_err(|_| anyhow::anyhow!("a shard panicked"))
+        results.map_err(|_| anyhow::anyhow!("a shard panicked"))
     })();
     if let Err(e) = ground.clear() {
         println!("after the run: {e:#}");
@@ -167,6 +173,9 @@ impl Run<'_> {
         let next = AtomicUsize::new(0);
         let worker = || -> anyhow::Result<()> {
             while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.dir.join(STOP).exists() {
+                    break;
+                }
                 self.shard(shard)?;
             }
             Ok(())
