@@ -29,6 +29,8 @@ use rkube_tests::{debian, repo};
 use cases::{Outcome, Result as CaseResult};
 use server::Cluster;
 
+use crate::builds::{self, TEST_PROFILE};
+
 /// Cases that one process of the suite runs.
 const SHARD_CASES: usize = 6;
 /// How long one such process may take.
@@ -137,6 +139,9 @@ fn in_test_host(
 ) -> anyhow::Result<BTreeMap<String, CaseResult>> {
     if planned.is_empty() {
         return Ok(results);
+    }
+    if repo::named_program().is_none() {
+        builds::programs(TEST_PROFILE, &[("rkube", "rkube")])?;
     }
     let kubectl = debian::unpacked("kubernetes-client")?.join("usr/bin/kubectl");
     let archives = images::make(&options.programs)?;

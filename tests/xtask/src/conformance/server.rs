@@ -17,6 +17,8 @@ use super::images::Archive;
 
 /// How long the server may take to be ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// No registry has these images: a disk that others filled must not take them.
+const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nimageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\n";
 /// How long one image may take.
 const IMPORT: Duration = Duration::from_secs(300);
 
@@ -34,6 +36,10 @@ impl Cluster {
     pub(super) fn start(dir: &Path, archives: &[Archive], log: &Path) -> anyhow::Result<Cluster> {
         let host = TestHost::open(dir)?;
         let outside = Outside::join()?;
+        let config = host.root().join("etc/rkube");
+        std::fs::create_dir_all(&config)
+            .and_then(|()| std::fs::write(config.join("kubelet.yaml"), KUBELET))
+            .with_context(|| format!("write in {}", config.display()))?;
         for archive in archives {
             let path = archive.path.to_string_lossy();
             host.rkube(["image", "import", &path, archive.name])?
