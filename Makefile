@@ -7,7 +7,7 @@ vm-args = $(if $(KERNEL),--kernel $(KERNEL)) $(foreach l,$(LAYOUT),--layout $(l)
 	$(if $(CASES),--cases) $(FILTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test record vm-test vm-shell soak bench fuzz dist deps
+.PHONY: help demo check test record vm-test vm-shell soak conformance bench fuzz dist deps
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,6 +32,9 @@ vm-shell: deps ## a prompt in a VM [KERNEL=path] [LAYOUT=v2]
 
 soak: deps ## the black-box suite again and again [ROUNDS=n|long] [FILTER="name..."]
 	@$(XTASK) soak $(ROUNDS) $(FILTER)
+
+conformance: deps ## upstream's suite against rkube server E2E=dir [FILTER="part of a name.."]
+	@$(XTASK) conformance $(E2E) $(FILTER)
 
 bench: deps ## figures beside those of peers [SECTIONS="start memory.."]
 	@$(XTASK) bench $(SECTIONS)

@@ -33,6 +33,7 @@ pub mod openapi;
 pub mod options;
 mod pick;
 pub mod plugins;
+pub mod proxy;
 pub mod request;
 pub mod security;
 pub mod select;

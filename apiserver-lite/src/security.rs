@@ -13,6 +13,7 @@ use crate::authz::{NodeAuthorizer, Rbac};
 use crate::connect::{Connect, Hooks};
 use crate::objects::Objects;
 use crate::plugins;
+use crate::proxy::Proxy;
 use crate::tokens::TokenRequests;
 
 /// Who, whether, and what on the way.
@@ -30,8 +31,14 @@ pub struct Security {
 
 /// Joins the parts over what a store holds. `connect` answers `exec`,
 /// `attach`, `portforward` and `log` of pods.
-#[must_use]
-pub fn assemble(objects: &Objects, pki: &Pki, connect: &Arc<dyn Connect>) -> Security {
+///
+/// # Errors
+/// TLS to pods cannot be set up.
+pub fn assemble(
+    objects: &Objects,
+    pki: &Pki,
+    connect: &Arc<dyn Connect>,
+) -> Result<Security, rustls::Error> {
     let tokens = ServiceAccountTokens::new(Arc::clone(pki.tokens()), objects.clone());
     let tokens = Arc::new(tokens);
     let authenticate = Authenticators(vec![
@@ -65,10 +72,14 @@ pub fn assemble(objects: &Objects, pki: &Pki, connect: &Arc<dyn Connect>) -> Sec
     for subresource in ["exec", "attach", "portforward", "log"] {
         hooks = hooks.connect("pods", subresource, Arc::clone(connect));
     }
-    Security {
+    let proxy = Arc::new(Proxy::new()?);
+    for plural in ["pods", "services"] {
+        hooks = hooks.connect(plural, "proxy", Arc::clone(&proxy) as _);
+    }
+    Ok(Security {
         authenticate: Arc::new(authenticate),
         admission: plugins::chain(rbac, Arc::clone(&authorize)),
         authorize,
         hooks,
-    }
+    })
 }

@@ -98,6 +98,8 @@ pub struct Selection {
     paths: Vec<String>,
     /// Field names as the selector has them, with the text of an absent value.
     terms: Vec<(String, &'static str)>,
+    /// Terms whose value is that of another path where their own has none: both places.
+    instead: Vec<(usize, usize)>,
 }
 
 /// Upstream words this in three ways, by who converts the kind's field labels.
@@ -141,6 +143,13 @@ impl Selection {
             selection.paths.push(stored_path(stored.gvk.group, &name));
             selection.terms.push((term.field.clone(), absent));
         }
+        for (term, (field, _)) in selection.terms.iter().enumerate() {
+            // Who reports by `events.k8s.io` names itself in the newer field only.
+            if stored.plural == "events" && field == "source" {
+                selection.instead.push((term, selection.paths.len()));
+                selection.paths.push("reportingComponent".to_owned());
+            }
+        }
         if !selection.labels.is_everything() {
             selection.paths.push("metadata.labels".to_owned());
         }
@@ -178,7 +187,16 @@ impl Selection {
             .terms
             .iter()
             .zip(&values)
-            .map(|((field, absent), value)| (field.as_str(), text(value, absent)))
+            .enumerate()
+            .map(|(term, ((field, absent), value))| {
+                let other = self.instead.iter().find(|(own, _)| *own == term);
+                let other = other.and_then(|(_, path)| values.get(*path));
+                let value = match (text(value, absent), other) {
+                    (own, Some(other)) if own.is_empty() => text(other, absent),
+                    (own, _) => own,
+                };
+                (field.as_str(), value)
+            })
             .collect();
         let field = |name: &str| texts.iter().find(|(f, _)| *f == name).map(|(_, v)| &**v);
         if !self.fields.matches(field).unwrap_or(false) {
@@ -249,6 +267,10 @@ mod tests {
         assert_eq!(selected("events.k8s.io", "events", &query, event), Ok(true));
         let query = [("fieldSelector", "source=kubelet")];
         assert_eq!(selected("", "events", &query, event), Ok(true));
+        let newer = r#"{"metadata":{"name":"e"},"source":{},"reportingComponent":"kubelet"}"#;
+        assert_eq!(selected("", "events", &query, newer), Ok(true));
+        let both = [("labelSelector", "!a"), query[0]];
+        assert_eq!(selected("", "events", &both, newer), Ok(true));
         let job = r#"{"metadata":{"name":"j"},"status":{}}"#;
         assert_eq!(
             selected(

@@ -95,7 +95,8 @@ impl Api {
         let connect = Arc::new(NodeConnector::new(Some(Arc::clone(&kubelets))));
         let as_hook: Arc<dyn Connect> = connect.clone();
         let objects = Objects::new(store.clone());
-        let security = security::assemble(&objects, &pki, &as_hook);
+        let security =
+            security::assemble(&objects, &pki, &as_hook).context("prepare to reach pods")?;
         let allocator = ServiceAllocator::new(&services(config))?;
         let [not_ready, unreachable] = config.tolerations;
         let engine = Engine::new(EngineConfig {

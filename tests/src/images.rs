@@ -42,7 +42,8 @@ pub fn save(tree: &Path, archive: &Path, config: serde_json::Value) -> anyhow::R
     tar.follow_symlinks(false);
     tar.append_dir_all(".", tree).context("pack the tree")?;
     tar.into_inner()?;
-    save_layers(&[layer], archive, config)
+    save_layers(std::slice::from_ref(&layer), archive, config)?;
+    std::fs::remove_file(&layer).with_context(|| format!("remove {}", layer.display()))
 }
 
 /// Writes layers as a `docker save` archive.

@@ -148,7 +148,7 @@ pub(crate) async fn start() -> Option<TestCluster> {
     let connector = Arc::new(NodeConnector::new(Some(Arc::new(kubelets))));
     connector.add_local("echo", Arc::new(EchoNode));
     let connect: Arc<dyn Connect> = connector;
-    let security = assemble(&objects, &pki, &connect);
+    let security = assemble(&objects, &pki, &connect).expect("TLS");
     config.authorize = security.authorize;
     config.admission = security.admission;
     config.hooks = security.hooks;

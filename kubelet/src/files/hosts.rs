@@ -9,6 +9,9 @@ use crate::pod;
 
 /// First line of a file that the node manages.
 const HEADER: &str = "# Kubernetes-managed hosts file.";
+/// The first line of the host's file in a pod on its network: programs tell the
+/// two apart by it.
+const HOST_HEADER: &str = "# Kubernetes-managed hosts file (host network).";
 
 /// Another pod that this one should find by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +72,7 @@ pub fn render(
     // Writing into a String cannot fail.
     let _ = (|| {
         if pod::host_network(pod) {
-            writeln!(text, "{HEADER} (host network)")?;
+            writeln!(text, "{HOST_HEADER}")?;
             text.push_str(host_file);
             if !host_file.is_empty() && !host_file.ends_with('\n') {
                 text.push('\n');
@@ -153,7 +156,7 @@ mod tests {
         let pod = pod_of(json!({"containers": [], "hostNetwork": true}));
         assert_eq!(
             render(&pod, &node(), &[], "1.2.3.4 x", &[]),
-            "# Kubernetes-managed hosts file. (host network)\n1.2.3.4 x\n"
+            "# Kubernetes-managed hosts file (host network).\n1.2.3.4 x\n"
         );
     }
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     ContainerStateWaiting, ContainerStatus,
 };
 
+use super::Phase;
 use crate::machine::{
     ContainerMemory, Desired, PodState, Running, Stage, Termination, crash_loop, initialized,
 };
@@ -32,6 +33,7 @@ pub(super) fn status(
     state: &PodState,
     kind: Kind,
     container: &Container,
+    phase: Phase,
     now: SystemTime,
 ) -> ContainerStatus {
     let memory = state.container(&container.name);
@@ -74,7 +76,11 @@ pub(super) fn status(
         container_id: memory.attempt().map(id),
         ready: match kind {
             // A finished init container counts as ready, as upstream has it.
-            Kind::Init => memory.fresh && memory.exited().is_some_and(|e| e.exit_code == 0),
+            // A pod that is over runs it in no other sandbox.
+            Kind::Init => {
+                let over = matches!(phase, Phase::Succeeded | Phase::Failed);
+                (over || memory.fresh) && memory.exited().is_some_and(|e| e.exit_code == 0)
+            }
             Kind::Sidecar | Kind::Main => ready(state, &container.name),
         },
         started: Some(running.is_some_and(Running::started)),

@@ -35,7 +35,7 @@ pub fn pod_status(
     let statuses = |kind: fn(Kind) -> bool| {
         let list: Vec<_> = pod::containers(pod)
             .filter(|(k, _)| kind(*k))
-            .map(|(k, c)| container::status(desired, state, k, c, now))
+            .map(|(k, c)| container::status(desired, state, k, c, phase, now))
             .collect();
         Some(list).filter(|l| !l.is_empty())
     };
@@ -183,6 +183,20 @@ struct Verdict {
     message: Option<String>,
 }
 
+/// Whether a pod that is over had been initialized: its sandbox is gone, and
+/// with it what tells a new one's init containers from the last one's.
+fn was_initialized(pod: &Pod, state: &PodState, phase: Phase) -> bool {
+    let begun = || {
+        pod::containers(pod)
+            .any(|(kind, c)| kind == Kind::Main && state.container(&c.name).attempts > 0)
+    };
+    match phase {
+        Phase::Succeeded => true,
+        Phase::Failed => begun(),
+        Phase::Pending | Phase::Running => false,
+    }
+}
+
 fn conditions(
     desired: &Desired,
     state: &PodState,
@@ -197,7 +211,7 @@ fn conditions(
         Phase::Failed => Some("PodFailed"),
         Phase::Pending | Phase::Running => None,
     };
-    let initialized = initialized(pod, state) || phase == Phase::Succeeded;
+    let initialized = initialized(pod, state) || was_initialized(pod, state, phase);
     let unfinished = names(pod, |kind, c| {
         let memory = state.container(c);
         match kind {
@@ -215,18 +229,29 @@ fn conditions(
         .as_ref()
         .and_then(|s| s.readiness_gates.as_deref())
         .unwrap_or_default();
-    let open_gate = gates.iter().find(|gate| {
-        let given = pod
-            .status
-            .as_ref()
-            .and_then(|s| s.conditions.as_deref())
-            .unwrap_or_default();
-        !given
-            .iter()
-            .any(|c| c.type_ == gate.condition_type && c.status == "True")
-    });
-    let unready_text =
-        (!containers_ready && over.is_none()).then(|| format!("not ready: {}", unready.join(", ")));
+    let given = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.conditions.as_deref())
+        .unwrap_or_default();
+    let closed: Vec<String> = gates
+        .iter()
+        .filter_map(|gate| {
+            let kind = &gate.condition_type;
+            match given.iter().find(|c| c.type_ == *kind) {
+                Some(c) if c.status == "True" => None,
+                Some(c) => Some(format!(
+                    "the status of pod readiness gate {kind:?} is not \"True\", but {}",
+                    c.status
+                )),
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {kind:?} does not exist."
+                )),
+            }
+        })
+        .collect();
+    let unready_text = (!containers_ready && over.is_none())
+        .then(|| format!("containers with unready status: [{}]", unready.join(" ")));
     let not_ready_reason = over.or(Some("ContainersNotReady"));
     let verdicts = [
         Verdict {
@@ -243,19 +268,24 @@ fn conditions(
             } else {
                 Some("ContainersNotInitialized")
             },
-            message: (!initialized).then(|| format!("not done: {}", unfinished.join(", "))),
+            message: (!initialized).then(|| {
+                format!(
+                    "containers with incomplete status: [{}]",
+                    unfinished.join(" ")
+                )
+            }),
         },
         Verdict {
             kind: "Ready",
-            holds: containers_ready && open_gate.is_none(),
-            reason: match open_gate {
+            holds: containers_ready && closed.is_empty(),
+            reason: match closed.is_empty() {
                 _ if !containers_ready => not_ready_reason,
-                Some(_) => Some("ReadinessGatesNotReady"),
-                None => None,
+                false => Some("ReadinessGatesNotReady"),
+                true => None,
             },
-            message: unready_text.clone().or_else(|| {
-                open_gate.map(|g| format!("condition {} is not True", g.condition_type))
-            }),
+            message: unready_text
+                .clone()
+                .or_else(|| (containers_ready && !closed.is_empty()).then(|| closed.join(", "))),
         },
         Verdict {
             kind: "ContainersReady",

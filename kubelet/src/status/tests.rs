@@ -184,9 +184,41 @@ fn init_containers_hold_the_phase() {
         status["containerStatuses"][0]["state"]["waiting"]["reason"],
         "PodInitializing"
     );
-    assert_eq!(condition(&status, "Initialized")["message"], "not done: i");
+    let initialized = condition(&status, "Initialized");
+    assert_eq!(
+        initialized["message"],
+        "containers with incomplete status: [i]"
+    );
+    assert_eq!(
+        condition(&status, "Ready")["message"],
+        "containers with unready status: [a]"
+    );
     case.exited("i", 0, 9);
     assert_eq!(case.status()["phase"], "Failed");
+    assert_eq!(condition(&case.status(), "Initialized")["status"], "False");
+}
+
+#[test]
+fn init_containers_of_a_pod_that_is_over_stay_done() {
+    for (code, phase) in [(0, "Succeeded"), (1, "Failed")] {
+        let mut case = Case::new(json!({"restartPolicy": "Never",
+            "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+        case.up();
+        case.started("i", 0);
+        case.exited("i", 0, 0);
+        case.started("a", 0);
+        case.exited("a", 0, code);
+        case.fold(Report::SandboxRemoved(Ok(())));
+        case.fold(Report::VolumesRemoved);
+        let status = case.status();
+        assert_eq!(status["phase"], phase);
+        assert_eq!(status["initContainerStatuses"][0]["ready"], true, "{phase}");
+        assert_eq!(
+            condition(&status, "Initialized")["status"],
+            "True",
+            "{phase}"
+        );
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ impl Log {
         let stamp = timestamp(now_ns());
         let taken = split(&mut out, &stamp, stream, bytes);
         if let Some(tail) = bytes.get(taken..).filter(|t| !t.is_empty()) {
-            entry(&mut out, &stamp, stream, b'F', &[], tail);
+            entry(&mut out, &stamp, stream, b'P', &[], tail);
         }
         self.write(&out);
         self.sinks[index(stream)].copy_fifo(bytes, bytes.len());
@@ -222,7 +222,7 @@ impl Log {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let partial = std::mem::take(&mut self.partial[index(stream)]);
             if !partial.is_empty() {
-                entry(&mut out, &stamp, stream, b'F', &partial, &[]);
+                entry(&mut out, &stamp, stream, b'P', &partial, &[]);
             }
         }
         self.write(&out);
@@ -519,7 +519,7 @@ mod tests {
             ("stdout F", 3),
             ("stdout F", 0),
             ("stdout P", MAX_ENTRY_BYTES),
-            ("stdout F", 5),
+            ("stdout P", 5),
         ];
         let want: Vec<_> = want.iter().map(|(t, n)| ((*t).to_owned(), *n)).collect();
         assert_eq!(tags(&dir), want);
@@ -559,7 +559,8 @@ mod tests {
             ("stdout F", 4),
             ("stdout F", 10),
             ("stdout P", MAX_ENTRY_BYTES),
-            ("stdout F", 1),
+            // No newline came: a reader must not see one.
+            ("stdout P", 1),
         ];
         let want: Vec<_> = want.iter().map(|(t, n)| ((*t).to_owned(), *n)).collect();
         assert_eq!(tags(&dir), want);

@@ -56,7 +56,7 @@ impl Subject {
         let mut config = testing::config(&folder.join("store")).context("open the store")?;
         let objects = Objects::new(Arc::clone(&config.store));
         let connect: Arc<dyn Connect> = Arc::new(NodeConnector::new(None));
-        let security = assemble(&objects, &pki, &connect);
+        let security = assemble(&objects, &pki, &connect).context("prepare to reach pods")?;
         let (base, prefix) = SERVICE_RANGE;
         let allocator = ServiceAllocator::new(&ServicesConfig {
             ranges: vec![(IpAddr::from(base), prefix)],

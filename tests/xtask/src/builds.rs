@@ -91,6 +91,10 @@ fn glibc() -> Option<(u32, u32)> {
 pub(crate) fn programs(profile: &str, wanted: &[(&str, &str)]) -> anyhow::Result<Vec<PathBuf>> {
     let mut command = cargo(&["build", "--quiet", "--profile", profile]);
     make_static(&mut command, profile);
+    if let Some(commit) = commit().filter(|_| profile == "release") {
+        // `/version` shows it.
+        command.env("RKUBE_COMMIT", commit);
+    }
     for (package, program) in wanted {
         command.args(["--package", package, "--bin", program]);
     }
@@ -100,6 +104,16 @@ pub(crate) fn programs(profile: &str, wanted: &[(&str, &str)]) -> anyhow::Result
         .iter()
         .map(|(_, program)| dir.join(program))
         .collect())
+}
+
+/// The commit that is checked out, if this is a checkout.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "HEAD"])
+        .current_dir(repo::source_root());
+    let output = git.output().ok().filter(|o| o.status.success())?;
+    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (!commit.is_empty()).then_some(commit)
 }
 
 /// Builds kube-rs' part of the black-box suite, a workspace of its own beside

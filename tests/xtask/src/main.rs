@@ -10,12 +10,14 @@
 //! cargo xtask fuzz [SECONDS-PER-TARGET] [TARGET...]
 //! cargo xtask soak [ROUNDS] [FILTER...]
 //! cargo xtask soak long
+//! cargo xtask conformance DIR [--jobs N] [--failed] [--list] [FILTER...]
 //! ```
 
 use std::process::ExitCode;
 
 mod builds;
 mod chores;
+mod conformance;
 mod fuzz;
 mod soak;
 mod test;
@@ -24,7 +26,9 @@ mod vm;
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let Some((command, rest)) = args.split_first() else {
-        eprintln!("usage: cargo xtask check|test|vm-test|vm-shell|demo|bench|dist|fuzz|soak");
+        eprintln!(
+            "usage: cargo xtask check|test|vm-test|vm-shell|demo|bench|dist|fuzz|soak|conformance"
+        );
         return ExitCode::from(2);
     };
     let done = match command.as_str() {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         "dist" => chores::dist().map(|_| true),
         "fuzz" => fuzz::fuzz(rest),
         "soak" => soak::soak(rest),
+        "conformance" => conformance::conformance(rest),
         other => {
             eprintln!("xtask: unknown command {other}");
             return ExitCode::from(2);

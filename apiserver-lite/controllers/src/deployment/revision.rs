@@ -91,7 +91,8 @@ fn copied(deployment: &Deployment) -> Labels {
 
 /// The annotations and the readiness time that the new set lacks, as a merge
 /// patch. A set that becomes the newest again gets a new number and remembers
-/// the one it had.
+/// the one it had. What it was sized for stays: only who sizes it writes that,
+/// since another size of the Deployment is told by it, and each set's share.
 pub(super) fn refresh(deployment: &Deployment, set: &ReplicaSet, next: i64) -> Option<Value> {
     let have = set.metadata.annotations.clone().unwrap_or_default();
     let mut want = have.clone();
@@ -104,7 +105,6 @@ pub(super) fn refresh(deployment: &Deployment, set: &ReplicaSet, next: i64) -> O
             want.insert(HISTORY.to_owned(), history);
         }
     }
-    want.extend(sizes::annotations(deployment));
     let ready = deployment.spec.as_ref().and_then(|s| s.min_ready_seconds);
     let own = set.spec.as_ref().and_then(|s| s.min_ready_seconds);
     let ready_differs = ready.unwrap_or(0) != own.unwrap_or(0);

@@ -262,7 +262,11 @@ pub(super) fn scale(deployment: &Deployment, sets: &Sets) -> Vec<Target> {
     };
     if active.len() <= 1 {
         return one
-            .filter(|set| replicas(set) != desired(deployment))
+            .filter(|set| {
+                // One that has the size already must show it, or it scales for ever.
+                let size = Some(desired(deployment));
+                Some(replicas(set)) != size || annotation(set, DESIRED) != size
+            })
             .map(|set| Target::new(&set, desired(deployment)))
             .into_iter()
             .collect();

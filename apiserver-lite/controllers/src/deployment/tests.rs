@@ -125,6 +125,14 @@ fn scaling_during_a_rollout_keeps_proportions() {
     let d = deployment(5, json!({}));
     let total: i32 = sizes::scale(&d, &sets).iter().map(|t| t.size).sum();
     assert_eq!(total, 7);
+    // Alone and of the right size already: it must not scale for ever.
+    let d = deployment(20, json!({}));
+    let alone = Sets {
+        new: Some(set("new", 20, 20, 2)),
+        old: vec![set("old", 0, 0, 1)],
+    };
+    assert!(sizes::is_scaling(&d, &alone.all()));
+    assert_eq!(sizes_of(&sizes::scale(&d, &alone)), [("new", 20)]);
     // To nothing.
     let d = deployment(0, json!({}));
     assert!(sizes::scale(&d, &sets).iter().all(|t| t.size == 0));
@@ -216,6 +224,10 @@ fn a_rollback_gets_a_new_number_and_remembers_the_old() {
     assert_eq!(
         annotations["deployment.kubernetes.io/revision-history"],
         "1"
+    );
+    assert!(
+        annotations.get(sizes::MAX).is_none(),
+        "each set's share is of the size that it was sized for"
     );
     let fresh: ReplicaSet =
         object(rkube_api::patch::merge(serde_json::to_value(&*again).unwrap(), patch).unwrap());

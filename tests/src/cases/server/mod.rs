@@ -32,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("server::walk_of_other_kubectls", walk::of_others).within_secs(1800),
         Case::new("server::beside_rkube_run", beside_rkube_run).within_secs(240),
         Case::new("server::objects_reach_pods", objects_reach_pods).within_secs(240),
+        Case::new("server::proxy_to_pods_and_services", proxied).within_secs(240),
         Case::new("server::a_second_node", a_second_node).within_secs(300),
         Case::new("server::network_of_two_nodes", nodes::network).within_secs(600),
         Case::new("server::a_node_comes_and_goes", nodes::comes_and_goes).within_secs(600),
@@ -217,6 +218,42 @@ fn beside_rkube_run(host: &TestHost) -> anyhow::Result<()> {
         node["status"]["allocatable"]["pods"] == "110"
     })?;
     kubectl.run(&["delete", "pod", "theirs"])?;
+    server.end()
+}
+
+/// `pods/proxy` and `services/proxy`, by name and number of a port.
+fn proxied(host: &TestHost) -> anyhow::Result<()> {
+    let _outside = Outside::join()?;
+    let (server, kubectl) = host.server(&[])?;
+    let ports = json!([{"name": "http", "port": 80, "targetPort": 8080}]);
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": ports}});
+    kubectl.apply(&[web("v1", 1), service])?;
+    kubectl.line("rollout status deployment/web --timeout=60s")?;
+    let pods = kubectl.get(&["pods"])?;
+    let pod = pods["items"][0]["metadata"]["name"]
+        .as_str()
+        .context("a pod")?;
+    let at = |what: &str| format!("get --raw /api/v1/namespaces/default/{what}/proxy/");
+    for what in [
+        &*format!("pods/{pod}"),
+        &format!("pods/{pod}:8080"),
+        &format!("pods/http:{pod}:8080"),
+    ] {
+        kubectl.says(&at(what), &format!("{pod} v1"))?;
+    }
+    // The endpoint may come a moment after the pod is ready.
+    until("an endpoint", PATIENCE, || {
+        Ok(kubectl.says(&at("services/web:http"), "v1").ok())
+    })?;
+    kubectl.says(&at("services/web:80"), "v1")?;
+    kubectl.refuses(&at("services/web:81"), "no service port 81")?;
+    kubectl.refuses(&at("pods/absent"), "not found")?;
+    kubectl.refuses(
+        &at(&format!("pods/{pod}:9")),
+        "error trying to reach service",
+    )?;
+    kubectl.line("delete deployment web --timeout=60s")?;
     server.end()
 }
 
