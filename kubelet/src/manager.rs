@@ -222,7 +222,7 @@ impl<R: ContainerRuntime> Manager<R> {
             pods: Arc::default(),
             recovered: Arc::new(recovered),
         };
-        tokio::spawn(manager_events::dispatch(
+        rkube_task::spawn(manager_events::dispatch(
             events,
             Arc::clone(&manager.pods),
             begin,
@@ -257,7 +257,7 @@ impl<R: ContainerRuntime> Manager<R> {
         );
         let all = Arc::clone(&self.pods);
         let own = uid.clone();
-        let task = tokio::spawn(async move {
+        let task = rkube_task::spawn(async move {
             worker.run().await;
             lock(&all).remove(&own);
         });

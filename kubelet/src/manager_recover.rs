@@ -33,7 +33,7 @@ impl<R: ContainerRuntime> Manager<R> {
     /// The records cannot be listed or the engine does not answer.
     pub async fn recover(&self) -> Result<Recovery, ManagerError> {
         let shared = Arc::clone(&self.shared);
-        let found = tokio::task::spawn_blocking(move || {
+        let found = rkube_task::spawn_blocking(move || {
             let uids = record::uids(&shared.paths).map_err(|source| ManagerError::Record {
                 uid: "*".to_owned(),
                 source,
@@ -83,7 +83,7 @@ impl<R: ContainerRuntime> Manager<R> {
             let shared = Arc::clone(&self.shared);
             let id = uid.clone();
             let result =
-                tokio::task::spawn_blocking(move || clean(&shared, &id, wanted.as_ref())).await;
+                rkube_task::spawn_blocking(move || clean(&shared, &id, wanted.as_ref())).await;
             match result {
                 Ok(Ok(())) => out.cleaned.push(uid),
                 Ok(Err(problem)) => out.problems.push(format!("pod {uid}: {problem}")),

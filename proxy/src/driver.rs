@@ -165,7 +165,7 @@ impl Proxy {
         let mut tasks = Vec::new();
         let (a, b, c) = (services.clone(), slices.clone(), nodes.clone());
         let when_ready = Arc::clone(&shared);
-        let begin = tokio::spawn(async move {
+        let begin = rkube_task::spawn(async move {
             tokio::join!(a.synced(), b.synced(), c.synced());
             when_ready.tell(|todo| {
                 todo.ready = true;
@@ -175,10 +175,10 @@ impl Proxy {
         });
         tasks.push(begin.abort_handle());
         if config.loopback {
-            let task = tokio::spawn(splice::run(node_ports_now));
+            let task = rkube_task::spawn(splice::run(node_ports_now));
             tasks.push(task.abort_handle());
         }
-        tasks.push(tokio::spawn(health::run(checks_now)).abort_handle());
+        tasks.push(rkube_task::spawn(health::run(checks_now)).abort_handle());
         Ok(Self {
             shared,
             thread: Some(thread),

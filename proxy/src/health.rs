@@ -69,13 +69,13 @@ async fn listen(port: u16, service: ObjectKey, count: usize) -> std::io::Result<
                 continue;
             };
             let text = answer(&key, now.load(Ordering::Relaxed));
-            tokio::spawn(async move {
+            rkube_task::spawn(async move {
                 // A client that leaves is its own business.
                 let _ = tokio::time::timeout(PATIENCE, talk(stream, text)).await;
             });
         }
     };
-    let task = tokio::spawn(serve).abort_handle();
+    let task = rkube_task::spawn(serve).abort_handle();
     Ok(Listener {
         service,
         count,

@@ -133,7 +133,7 @@ impl Routes {
             keeper.run(&changed).await;
         };
         Ok(Self {
-            task: tokio::spawn(run).abort_handle(),
+            task: rkube_task::spawn(run).abort_handle(),
             settled,
             _nodes: nodes,
         })

@@ -72,8 +72,8 @@ async fn listen(front: Front, target: SocketAddr) -> std::io::Result<Option<Abor
     };
     let address = SocketAddr::new(loopback, front.port());
     let task = match front.protocol() {
-        Protocol::Tcp => tokio::spawn(tcp(TcpListener::bind(address).await?, target)),
-        Protocol::Udp => tokio::spawn(udp(Arc::new(UdpSocket::bind(address).await?), target)),
+        Protocol::Tcp => rkube_task::spawn(tcp(TcpListener::bind(address).await?, target)),
+        Protocol::Udp => rkube_task::spawn(udp(Arc::new(UdpSocket::bind(address).await?), target)),
         Protocol::Sctp => return Ok(None),
     };
     Ok(Some(task.abort_handle()))
@@ -90,7 +90,7 @@ async fn tcp(listener: TcpListener, target: SocketAddr) {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             let _permit = permit;
             let connect = tokio::time::timeout(CONNECT, TcpStream::connect(target));
             if let Ok(Ok(mut server)) = connect.await {
@@ -125,7 +125,7 @@ async fn udp(socket: Arc<UdpSocket>, target: SocketAddr) {
                         from,
                         Arc::clone(&clients),
                     );
-                    tokio::spawn(back);
+                    rkube_task::spawn(back);
                     server
                 }
                 Err(error) => {

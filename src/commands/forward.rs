@@ -147,7 +147,7 @@ async fn accept(
         let place = Arc::clone(room).acquire_owned().await;
         let (stream, _) = listener.accept().await.context("accept a connection")?;
         let (instance, uid) = (Arc::clone(instance), Arc::clone(uid));
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             say(&format!("Handling connection for {remote}"));
             // One that fails ends alone.
             if let Err(error) = carry(stream, remote, &instance, &uid).await {

@@ -125,7 +125,7 @@ async fn follow(
     }
     let uid = pod::uid(pod).to_owned();
     let instance = instance.clone();
-    let over = tokio::spawn(async move {
+    let over = rkube_task::spawn(async move {
         let result = until_over(&instance, uid).await;
         stop.send_replace(true);
         result

@@ -77,7 +77,7 @@ impl Api {
         addresses: &[IpAddr],
     ) -> anyhow::Result<Self> {
         let (store_dir, pki_dir) = (places.state.join("store"), places.state.join("pki"));
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = rkube_task::spawn_blocking(move || {
             let store = Embedded::open(&store_dir, Options::default())
                 .with_context(|| format!("open the store {}", store_dir.display()))?;
             let pki = Pki::open(&pki_dir, now_s())
@@ -141,7 +141,7 @@ impl Api {
             admin: admin(config, places, server.address().port()),
         };
         let admin = renewal.admin.clone();
-        let renewal = tokio::spawn(renewal.run());
+        let renewal = rkube_task::spawn(renewal.run());
         Ok(Self {
             admin,
             engine,

@@ -78,7 +78,7 @@ async fn run(
         .set_nonblocking(true)
         .context("set the socket non-blocking")?;
     let listener = UnixListener::from_std(listener).context("watch the socket")?;
-    tokio::spawn(home::move_in(instance.cgroup_parent()));
+    rkube_task::spawn(home::move_in(instance.cgroup_parent()));
     let Started {
         running,
         network,
@@ -88,7 +88,7 @@ async fn run(
         () = ends.wait() => return Ok(()),
     };
     tracing::info!(node = %config.node.registration.name, "the agent is ready");
-    tokio::spawn(home::tidy(running.node.changes()));
+    rkube_task::spawn(home::tidy(running.node.changes()));
     let clients = Arc::new(watch::Sender::new(0_usize));
     answer(listener, &running.node, &clients, orphans, ends.wait()).await;
     renewal.abort();
@@ -263,7 +263,7 @@ async fn start(instance: &Instance, config: &AgentConfig) -> anyhow::Result<Star
     Ok(Started {
         running,
         network,
-        renewal: tokio::spawn(renewal),
+        renewal: rkube_task::spawn(renewal),
     })
 }
 

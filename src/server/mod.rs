@@ -131,7 +131,7 @@ async fn run(
     tracing::info!(%address, root = %instance.root.display(), "the server is ready");
     match &started.node {
         Some(running) => {
-            tokio::spawn(home::tidy(running.node.changes()));
+            rkube_task::spawn(home::tidy(running.node.changes()));
             let clients = Arc::new(watch::Sender::new(0_usize));
             answer(listener, &running.node, &clients, orphans, ends.wait()).await;
         }
@@ -157,7 +157,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start(instance: &Instance, config: &ServerConfig) -> anyhow::Result<Self> {
-        tokio::spawn(home::move_in(instance.cgroup_parent()));
+        rkube_task::spawn(home::move_in(instance.cgroup_parent()));
         let places = Places::new(&instance.root, &instance.state_dir());
         let facts = node::facts(
             &config.node,
@@ -251,7 +251,7 @@ impl Cluster {
             };
             self.network = Some(Network::start(instance, informers, &wanted)?);
         }
-        self.renewal = Some(tokio::spawn(renewal::own_node(
+        self.renewal = Some(rkube_task::spawn(renewal::own_node(
             Arc::clone(pki),
             name.clone(),
             facts.addresses,

@@ -35,7 +35,7 @@ pub(super) fn start(informers: &Informers, pki: Arc<Pki>) -> Signer {
     let to = Arc::clone(&queue);
     requests.on_change(move |change| to.add(ObjectKey::of(&**change.object())));
     let client = informers.client().clone();
-    let task = tokio::spawn(async move {
+    let task = rkube_task::spawn(async move {
         queue.work(|key| sign(&client, &pki, &requests, key)).await;
     });
     Signer { task }

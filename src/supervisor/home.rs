@@ -30,7 +30,7 @@ const THREATS: [Controller; 4] = [
 /// run all the same.
 pub(crate) async fn move_in(parent: String) {
     tokio::time::sleep(FIRST_PODS_FIRST).await;
-    let moved = tokio::task::spawn_blocking(move || enter(&parent)).await;
+    let moved = rkube_task::spawn_blocking(move || enter(&parent)).await;
     match moved {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(

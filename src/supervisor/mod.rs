@@ -139,8 +139,8 @@ async fn run(
     let node = Arc::new(Node::open(instance, Setting::alone()).await?);
     launch::tell(&News::Ready);
     tracing::info!(root = %instance.root.display(), iid = %instance.iid, "the supervisor serves");
-    tokio::spawn(home::move_in(instance.cgroup_parent()));
-    tokio::spawn(home::tidy(node.changes()));
+    rkube_task::spawn(home::move_in(instance.cgroup_parent()));
+    rkube_task::spawn(home::tidy(node.changes()));
     let clients = Arc::new(watch::Sender::new(0_usize));
     let end = async {
         tokio::select! {
@@ -187,7 +187,7 @@ fn admit(stream: tokio::net::UnixStream, node: &Arc<Node>, clients: &Arc<watch::
     let node = Arc::clone(node);
     let guard = Guest::enter(clients);
     let crowded = *clients.borrow() > MAX_CLIENTS;
-    tokio::spawn(async move {
+    rkube_task::spawn(async move {
         let refusal = crowded.then(|| {
             Failure::new(format!(
                 "more than {MAX_CLIENTS} commands are connected to the writer"

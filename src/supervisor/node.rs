@@ -74,7 +74,7 @@ impl Node {
             pod_ranges: setting.pod_ranges,
             cluster_ranges: setting.cluster_ranges,
         };
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = rkube_task::spawn_blocking(move || {
             let engine = Engine::open(
                 config,
                 Box::new(move |event| {
@@ -129,7 +129,7 @@ impl Node {
         self.manager.leave().await;
         let engine = Arc::clone(&self.engine);
         // Only a panic could be lost here, and it is printed where it happens.
-        let _ = tokio::task::spawn_blocking(move || engine.close()).await;
+        let _ = rkube_task::spawn_blocking(move || engine.close()).await;
     }
 
     /// Lets pods that wait for an image look again; and others' images came or
@@ -273,7 +273,7 @@ impl Node {
         question: impl FnOnce(&Engine) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let engine = Arc::clone(&self.engine);
-        let answer = tokio::task::spawn_blocking(move || question(&engine));
+        let answer = rkube_task::spawn_blocking(move || question(&engine));
         answer
             .await
             .map_err(|e| Failure::new(format!("ask the engine: {e}")))

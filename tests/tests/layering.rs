@@ -13,6 +13,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("rkube-embed", &[]),
     ("rkube-toolbox-elf", &[]),
     ("rkube-toolbox", &["rkube-embed", "rkube-toolbox-elf"]),
+    ("rkube-task", &[]),
+    // In the place of another's package; no member uses it.
+    ("regex", &[]),
     ("rkube-api", &[]),
     ("rkube-store", &[]),
     ("rkube-seccomp", &["rkube-sys"]),
@@ -43,13 +46,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rkube-sys",
         ],
     ),
-    ("rkube-distribution", &["rkube-image", "rkube-sys"]),
+    (
+        "rkube-distribution",
+        &["rkube-image", "rkube-sys", "rkube-task"],
+    ),
     (
         "rkube-kubelet",
-        &["rkube-api", "rkube-engine", "rkube-image"],
+        &["rkube-api", "rkube-engine", "rkube-image", "rkube-task"],
     ),
-    ("rkube-client", &["rkube-api"]),
-    ("rkube-stream", &[]),
+    ("rkube-client", &["rkube-api", "rkube-task"]),
+    ("rkube-stream", &["rkube-task"]),
     ("rkube-pki", &[]),
     (
         "rkube-apiserver",
@@ -59,15 +65,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rkube-pki",
             "rkube-store",
             "rkube-stream",
+            "rkube-task",
         ],
     ),
-    ("rkube-scheduler", &["rkube-api", "rkube-client"]),
+    (
+        "rkube-scheduler",
+        &["rkube-api", "rkube-client", "rkube-task"],
+    ),
     (
         "rkube-controllers",
-        &["rkube-api", "rkube-client", "rkube-pki"],
+        &["rkube-api", "rkube-client", "rkube-pki", "rkube-task"],
     ),
-    ("rkube-proxy", &["rkube-client", "rkube-netns", "rkube-nft"]),
-    ("rkube-dns", &["rkube-client"]),
+    (
+        "rkube-proxy",
+        &["rkube-client", "rkube-netns", "rkube-nft", "rkube-task"],
+    ),
+    ("rkube-dns", &["rkube-client", "rkube-task"]),
     (
         "rkube-agent",
         &[
@@ -77,6 +90,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rkube-kubelet",
             "rkube-pki",
             "rkube-stream",
+            "rkube-task",
         ],
     ),
     (
@@ -104,6 +118,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rkube-stream",
             "rkube-sys",
             "rkube-toolbox",
+            "rkube-task",
         ],
     ),
     // Beside the program: they drive it from outside and are not linked to it.

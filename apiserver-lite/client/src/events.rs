@@ -87,7 +87,7 @@ impl Recorder {
     pub fn start(client: Client, component: &str) -> Self {
         let (sender, receiver) = mpsc::channel(MAX_WAITING_EVENTS_COUNT);
         let component: Arc<str> = component.into();
-        tokio::spawn(write_all(client, Arc::clone(&component), receiver));
+        rkube_task::spawn(write_all(client, Arc::clone(&component), receiver));
         Self { sender, component }
     }
 

@@ -92,7 +92,7 @@ impl<K: Object> Informer<K> {
             }),
             synced: sender,
         };
-        let task = tokio::spawn(follower.run()).abort_handle();
+        let task = rkube_task::spawn(follower.run()).abort_handle();
         Self {
             store,
             handlers,

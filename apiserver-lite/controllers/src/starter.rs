@@ -65,7 +65,7 @@ impl Starter<'_> {
         let workers = self.config.workers_count;
         let (ready, is_ready) = watch::channel(false);
         let mut stop = self.stop.clone();
-        let mut tasks = vec![tokio::spawn(async move {
+        let mut tasks = vec![rkube_task::spawn(async move {
             tokio::select! {
                 () = synced => {}
                 _ = stop.wait_for(|s| *s) => {}
@@ -76,7 +76,7 @@ impl Starter<'_> {
         for _ in 0..workers {
             let (queue, sync) = (Arc::clone(queue), sync.clone());
             let mut is_ready = is_ready.clone();
-            tasks.push(tokio::spawn(async move {
+            tasks.push(rkube_task::spawn(async move {
                 if is_ready.wait_for(|r| *r).await.is_err() {
                     return;
                 }
@@ -106,7 +106,7 @@ impl Starter<'_> {
         self.running.push(Running {
             name,
             close: Vec::new(),
-            tasks: vec![tokio::spawn(task)],
+            tasks: vec![rkube_task::spawn(task)],
         });
     }
 }

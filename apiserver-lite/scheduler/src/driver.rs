@@ -77,7 +77,7 @@ impl Scheduler {
         let (nodes, pods) = (informers.of::<Node>(), informers.of::<Pod>());
         let namespaces = informers.of::<Namespace>();
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(shared, nodes, pods, namespaces, stopped));
+        let task = rkube_task::spawn(run(shared, nodes, pods, namespaces, stopped));
         Self { stop, task }
     }
 

@@ -100,7 +100,7 @@ impl Server {
             stopping: stopping.clone(),
         });
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let accepting = tokio::spawn(accept(listener, acceptor, service, stopping));
+        let accepting = rkube_task::spawn(accept(listener, acceptor, service, stopping));
         tracing::info!(%address, "API server listens");
         Ok(Self {
             address,
@@ -158,7 +158,7 @@ async fn accept(
         let acceptor = acceptor.clone();
         let service = Arc::clone(&service);
         let stopping = stopping.clone();
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             serve(stream, remote, acceptor, service, stopping).await;
             drop(permit);
         });

@@ -239,7 +239,7 @@ where
     T: Future<Output = Result<(), rkube_stream::StreamError>> + Send + 'static,
 {
     let upgraded = hyper::upgrade::on(&mut http);
-    tokio::spawn(async move {
+    rkube_task::spawn(async move {
         match upgraded.await {
             Ok(io) => {
                 if let Err(error) = serve(TokioIo::new(io)).await {

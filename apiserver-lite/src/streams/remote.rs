@@ -167,7 +167,7 @@ impl RemoteNode {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
             .await
             .map_err(|e| failed("speak HTTP with", &e))?;
-        tokio::spawn(connection.with_upgrades());
+        rkube_task::spawn(connection.with_upgrades());
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -346,7 +346,7 @@ impl NodeStreams for RemoteNode {
             }
             let mut body = node.send(Method::GET, &path, &[]).await?.into_body();
             let (mut writer, reader) = pipe();
-            tokio::spawn(async move {
+            rkube_task::spawn(async move {
                 while let Some(Ok(frame)) = body.frame().await {
                     let Ok(bytes) = frame.into_data() else {
                         continue;

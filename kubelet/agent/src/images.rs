@@ -33,7 +33,7 @@ pub async fn run(
     let collect = move || {
         let engine = Arc::clone(&engine);
         async move {
-            let work = tokio::task::spawn_blocking(move || engine.collect_images());
+            let work = rkube_task::spawn_blocking(move || engine.collect_images());
             match work.await {
                 Ok(Ok(collected)) => Ok(collected.short_bytes),
                 Ok(Err(error)) => Err(rkube_engine::chain(&error)),

@@ -146,7 +146,7 @@ impl Transport {
                 host: name,
                 source: io_error(&e),
             })?;
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             // What goes wrong is told to whoever waits for the answer.
             let _ = connection.await;
         });

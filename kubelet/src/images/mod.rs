@@ -105,7 +105,7 @@ pub(crate) async fn ensure<R: ContainerRuntime>(
     let image = wish.image.clone();
     let known = {
         let (shared, wish) = (Arc::clone(shared), wish.clone());
-        let look = tokio::task::spawn_blocking(move || look(&shared, &wish)).await;
+        let look = rkube_task::spawn_blocking(move || look(&shared, &wish)).await;
         look.map_err(|e| refusal("ImageInspectError", e.to_string()))??
     };
     match known.decision {
@@ -254,7 +254,7 @@ async fn pull<R: ContainerRuntime>(
             took: begin.elapsed(),
         })
     };
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = rkube_task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(other(e.to_string())))
 }
 

@@ -29,7 +29,7 @@ pub async fn check(address: IpAddr, port: u16, service: &str) -> Result<(), Stri
     let failed = |e: hyper::Error| format!("error: health rpc probe failed: {}", told(&e));
     let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = shaken.await.map_err(failed)?;
-    let task = tokio::spawn(connection);
+    let task = rkube_task::spawn(connection);
     let _end = End(task.abort_handle());
     let request = Request::post(format!("http://{target}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")

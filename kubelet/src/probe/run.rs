@@ -198,7 +198,7 @@ async fn program<R: ContainerRuntime>(
         argv,
         ..ExecConfig::default()
     };
-    let handle = tokio::task::spawn_blocking(move || {
+    let handle = rkube_task::spawn_blocking(move || {
         let stdio = Stdio {
             stdin: None,
             stdout: Some(writer),
@@ -252,7 +252,7 @@ impl<R: ContainerRuntime> Exec<R> {
             return Err("waited for twice".to_owned());
         };
         let (runtime, id) = (Arc::clone(&self.runtime), self.id.clone());
-        tokio::task::spawn_blocking(move || {
+        rkube_task::spawn_blocking(move || {
             runtime.exec_wait(&id, &handle).map_err(|e| e.to_string())
         })
         .await

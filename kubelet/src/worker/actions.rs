@@ -97,7 +97,7 @@ impl<R: ContainerRuntime> Worker<R> {
             let mut failures = 0u32;
             loop {
                 let path = dir.clone();
-                let result = tokio::task::spawn_blocking(move || remove::path(&path)).await;
+                let result = rkube_task::spawn_blocking(move || remove::path(&path)).await;
                 let Ok(Err(error)) = result else {
                     return Report::VolumesRemoved;
                 };
@@ -176,7 +176,7 @@ impl<R: ContainerRuntime> Worker<R> {
                 start(&shared, &pod, given, name, attempt, image_id)
             };
             // A panic there is this task's too.
-            tokio::task::spawn_blocking(work)
+            rkube_task::spawn_blocking(work)
                 .await
                 .unwrap_or_else(|e| Report::StartFailed {
                     name: who,
@@ -256,7 +256,7 @@ impl<R: ContainerRuntime> Worker<R> {
             name,
             attempt,
         };
-        tokio::task::spawn_blocking(move || {
+        rkube_task::spawn_blocking(move || {
             /// SIGKILL on every architecture (signal(7)).
             const SIGKILL: i32 = 9;
             let result = if kill {

@@ -163,9 +163,9 @@ impl<R: ContainerRuntime> Worker<R> {
         let sandbox = matches!(self.state.sandbox, machine::Sandbox::Ready { .. });
         let (shared, old) = (Arc::clone(&self.shared), self.desired.pod.clone());
         let address = self.address.clone();
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             let name = change.container.clone();
-            let work = tokio::task::spawn_blocking(move || {
+            let work = rkube_task::spawn_blocking(move || {
                 if sandbox {
                     put_in_force(&shared, &old, &new, &name, attempt)
                 } else {

@@ -140,7 +140,7 @@ impl<R: ContainerRuntime> Worker<R> {
         let sender = self.probes.sender.clone();
         let shared = Arc::clone(&self.shared);
         let pod = self.desired.pod.clone();
-        let task = tokio::spawn(async move {
+        let task = rkube_task::spawn(async move {
             tokio::time::sleep(wait).await;
             let mut ticks = tokio::time::interval(schedule.period);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

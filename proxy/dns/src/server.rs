@@ -268,13 +268,13 @@ pub(crate) fn serve(
     for socket in udp {
         socket.set_nonblocking(true)?;
         let socket = Arc::new(UdpSocket::from_std(socket)?);
-        let task = tokio::spawn(serve_udp(Arc::clone(core), socket));
+        let task = rkube_task::spawn(serve_udp(Arc::clone(core), socket));
         serving.tasks.push(task.abort_handle());
     }
     for listener in tcp {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let task = tokio::spawn(serve_tcp(Arc::clone(core), listener));
+        let task = rkube_task::spawn(serve_tcp(Arc::clone(core), listener));
         serving.tasks.push(task.abort_handle());
     }
     Ok(serving)
@@ -293,7 +293,7 @@ async fn serve_udp(core: Arc<Core>, socket: Arc<UdpSocket>) {
             Next::Send => send(&socket, &out, from).await,
             Next::Later(later) => {
                 let (core, socket) = (Arc::clone(&core), Arc::clone(&socket));
-                tokio::spawn(async move {
+                rkube_task::spawn(async move {
                     let out = core.later(&later, false).await;
                     send(&socket, &out, from).await;
                 });
@@ -319,7 +319,7 @@ async fn serve_tcp(core: Arc<Core>, listener: TcpListener) {
             continue;
         };
         let core = Arc::clone(&core);
-        tokio::spawn(async move {
+        rkube_task::spawn(async move {
             let _permit = permit;
             // A client that breaks off is its own business.
             let _ = talk(&core, stream).await;

@@ -224,7 +224,7 @@ impl Pool {
             lock(&self.connections).plain = true;
             let (sender, driver) = http1::handshake(io).await?;
             // How it ended is told to whoever waits for an answer.
-            tokio::spawn(async move { drop(driver.await) });
+            rkube_task::spawn(async move { drop(driver.await) });
             return Ok(Taken::Own(generation, sender));
         }
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
@@ -235,7 +235,7 @@ impl Pool {
             .keep_alive_timeout(PING_TIMEOUT)
             .handshake(io)
             .await?;
-        tokio::spawn(async move { drop(driver.await) });
+        rkube_task::spawn(async move { drop(driver.await) });
         let shared = Shared {
             sender,
             generation,

@@ -55,7 +55,7 @@ impl RemotePorts {
         IO: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (inner, drive) = tunnel::open(io, Role::Client);
-        Self::over(inner, vec![tokio::spawn(drive).abort_handle()])
+        Self::over(inner, vec![rkube_task::spawn(drive).abort_handle()])
     }
 
     fn over<IO>(io: IO, mut tasks: Vec<AbortHandle>) -> Result<Arc<Self>, StreamError>
@@ -63,7 +63,7 @@ impl RemotePorts {
         IO: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (mux, _incoming, drive) = mux::connect(io, Role::Client)?;
-        tasks.push(tokio::spawn(drive).abort_handle());
+        tasks.push(rkube_task::spawn(drive).abort_handle());
         Ok(Arc::new(Self {
             mux,
             next: AtomicU64::new(0),

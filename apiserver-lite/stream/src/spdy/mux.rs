@@ -164,7 +164,7 @@ impl Shared {
         let sender = may_send.then(|| {
             let held = Arc::clone(&guard);
             let out = self.out.clone();
-            let task = tokio::spawn(async move {
+            let task = rkube_task::spawn(async move {
                 send_all(out, id, source).await;
                 // Nobody may wait for it.
                 let _ = done.send(());

@@ -141,7 +141,7 @@ where
     W: Future<Output = Result<(), StreamError>> + Send,
 {
     let upgraded = hyper::upgrade::on(&mut http);
-    tokio::spawn(async move {
+    rkube_task::spawn(async move {
         match upgraded.await {
             Ok(connection) => {
                 if let Err(error) = serve(TokioIo::new(connection)).await {

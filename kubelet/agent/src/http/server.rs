@@ -94,7 +94,7 @@ impl NodeServer {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let task = tokio::spawn(accept(listener, config, agent));
+        let task = rkube_task::spawn(accept(listener, config, agent));
         Ok(Self { address, task })
     }
 
@@ -119,7 +119,7 @@ async fn accept(listener: TcpListener, config: NodeServerConfig, agent: Arc<Agen
             Ok((stream, _)) => {
                 let (acceptor, admit) = (acceptor.clone(), Arc::clone(&config.admit));
                 let agent = Arc::clone(&agent);
-                tokio::spawn(async move {
+                rkube_task::spawn(async move {
                     connection(stream, acceptor, admit, agent).await;
                     drop(place);
                 });
@@ -186,7 +186,7 @@ async fn answer(agent: &Arc<Agent>, http: Http) -> Response<NodeBody> {
         ["pods"] => json_body(&stats::pods(agent)),
         ["stats", "summary"] => {
             let agent = Arc::clone(agent);
-            match tokio::task::spawn_blocking(move || stats::summary(&agent)).await {
+            match rkube_task::spawn_blocking(move || stats::summary(&agent)).await {
                 Ok(value) => json_body(&value),
                 Err(crash) => refusal(&Refused::internal(crash)),
             }

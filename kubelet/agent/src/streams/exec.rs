@@ -87,7 +87,7 @@ async fn run(
         ..ExecConfig::default()
     };
     let (runs, target) = (Arc::clone(&engine), id.clone());
-    let started = tokio::task::spawn_blocking(move || runs.exec(&target, &config, stdio)).await;
+    let started = rkube_task::spawn_blocking(move || runs.exec(&target, &config, stdio)).await;
     let mut handle = match started {
         Ok(Ok(handle)) => handle,
         Ok(Err(error)) => {
@@ -99,7 +99,7 @@ async fn run(
     if let Err(error) = result {
         return Exit::Failed(error.to_string());
     }
-    let waited = tokio::task::spawn_blocking(move || engine.exec_wait(&id, &handle)).await;
+    let waited = rkube_task::spawn_blocking(move || engine.exec_wait(&id, &handle)).await;
     match waited {
         Ok(Ok(code)) if code >= 0 => Exit::Code(code),
         Ok(Ok(_)) => Exit::Failed("the exit code of the command is not known".to_owned()),
@@ -287,7 +287,7 @@ async fn carry(
         if let Some(mut sizes) = resize {
             while let Some(size) = sizes.recv().await {
                 let (engine, id) = (Arc::clone(&engine), id.clone());
-                let set = tokio::task::spawn_blocking(move || {
+                let set = rkube_task::spawn_blocking(move || {
                     engine.resize(&id, (size.width, size.height))
                 });
                 let _ = set.await;

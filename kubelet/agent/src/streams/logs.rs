@@ -59,7 +59,7 @@ pub(super) fn open(streams: &Streams, request: LogRequest) -> Result<LogBody, Re
             .flatten()
             .find(|c| c.name == name)
             .map_or(0, |c| c.restart_count);
-        task = tokio::spawn(async move {
+        task = rkube_task::spawn(async move {
             let end = async {
                 if let Some(mut view) = followed {
                     let _ = view.wait_for(|v| !runs(v, &name, attempt)).await;
@@ -73,9 +73,9 @@ pub(super) fn open(streams: &Streams, request: LogRequest) -> Result<LogBody, Re
             }
         });
     } else {
-        task = tokio::spawn(async move {
+        task = rkube_task::spawn(async move {
             let (sender, entries) = tokio::sync::mpsc::channel(BACKLOG_ENTRIES);
-            let read = tokio::task::spawn_blocking(move || {
+            let read = rkube_task::spawn_blocking(move || {
                 // What was readable a moment ago and is not now ends there.
                 let _ = logs::read(&dir, &options, |entry| sender.blocking_send(entry).is_ok());
             });

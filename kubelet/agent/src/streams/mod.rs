@@ -92,7 +92,7 @@ impl Streams {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
 ) -> Result<T, Refused> {
-    match tokio::task::spawn_blocking(work).await {
+    match rkube_task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(crash) => Err(Refused::internal(crash)),
     }
@@ -159,7 +159,7 @@ impl Ports for PodPorts {
     fn connect(&self, port: u16) -> BoxFuture<'static, Result<Box<dyn Duplex>, String>> {
         let (engine, uid) = (Arc::clone(&self.engine), self.uid.clone());
         Box::pin(async move {
-            let dialled = tokio::task::spawn_blocking(move || engine.connect(&uid, port));
+            let dialled = rkube_task::spawn_blocking(move || engine.connect(&uid, port));
             let stream = match dialled.await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return Err(rkube_engine::chain(&error)),
