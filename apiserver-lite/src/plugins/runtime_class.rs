@@ -193,11 +193,12 @@ mod tests {
         let all = json!({"operator": "Exists"});
         let short = json!({"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
         let long = json!({"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 9});
-        assert_eq!(merged(&json!([a]), &json!([a])), [a.clone()]);
-        assert_eq!(merged(&json!([a]), &json!([all])), [all.clone()]);
-        assert_eq!(merged(&json!([all]), &json!([a])), [all]);
-        assert_eq!(merged(&json!([short]), &json!([long])), [long.clone()]);
-        assert_eq!(merged(&json!([a, long]), &Value::Null), [a, long]);
+        let one = |first: Value, second: Value| json!(merged(&first, &second));
+        assert_eq!(one(json!([a]), json!([a])), json!([a]));
+        assert_eq!(one(json!([a]), json!([all])), json!([all]));
+        assert_eq!(one(json!([all]), json!([a])), json!([all]));
+        assert_eq!(one(json!([short]), json!([long])), json!([long]));
+        assert_eq!(one(json!([a, long]), Value::Null), json!([a, long]));
     }
 
     #[test]
