@@ -22,7 +22,7 @@ pub const LAYOUTS: &[Layout] = Layout::ALL;
 /// Lines of the console shown when something failed.
 const CONSOLE_SHOWN_LINES: usize = 80;
 /// Tests at a time in a guest of two processors: they mostly wait.
-const JOBS: usize = 4;
+const JOBS: usize = 6;
 
 /// What to boot.
 #[derive(Debug, Clone)]
