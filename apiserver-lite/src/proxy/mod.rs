@@ -91,10 +91,11 @@ impl Proxy {
             rest => rest.to_owned(),
         };
         let upgrade = request.http.headers().contains_key(UPGRADE);
-        if rest.is_empty() && !upgrade {
-            if let Some(answer) = to_the_root(&request.http)? {
-                return Ok(answer);
-            }
+        if rest.is_empty()
+            && !upgrade
+            && let Some(answer) = to_the_root(&request.http)?
+        {
+            return Ok(answer);
         }
         let prefix = path.strip_suffix(rest.as_str()).unwrap_or(path).to_owned();
         self.forward(&place, &prefix, &rest, request.http).await

@@ -113,7 +113,11 @@ impl Driven<'_> {
         );
         let _ = tracer.kill();
         tracer.wait()?;
-        ended
+        ended.with_context(|| {
+            let text = std::fs::read_to_string(&trace).unwrap_or_default();
+            let last: Vec<&str> = text.lines().rev().take(12).collect();
+            format!("{args:?}, killed at call {nth}; the last calls, backwards: {last:#?}")
+        })
     }
 
     /// What is left of the container.

@@ -128,9 +128,8 @@ pub(crate) fn kube_rs() -> anyhow::Result<()> {
 }
 
 /// Builds the unit and integration tests of these packages (of all, if none
-/// is named): as users get the program (static, optimised), or quickly for
-/// `make check`.
-pub(crate) fn test_programs(profile: Option<&str>, packages: &[&str]) -> anyhow::Result<Built> {
+/// is named), static.
+pub(crate) fn test_programs(profile: &str, packages: &[&str]) -> anyhow::Result<Built> {
     let mut command = cargo(&[
         "test",
         "--no-run",
@@ -144,10 +143,8 @@ pub(crate) fn test_programs(profile: Option<&str>, packages: &[&str]) -> anyhow:
     if packages.is_empty() {
         command.arg("--workspace");
     }
-    if let Some(profile) = profile {
-        command.args(["--profile", profile]);
-        make_static(&mut command, profile);
-    }
+    command.args(["--profile", profile]);
+    make_static(&mut command, profile);
     let out = command
         .stderr(Stdio::inherit())
         .output()

@@ -97,7 +97,8 @@ fn check_phases(phases: &mut Phases, summary: &mut Summary) -> anyhow::Result<()
         ];
         builds::run(cargo(&args), "cargo clippy")
     })?;
-    let programs = phases.run("build tests", || builds::test_programs(None, &[]))?;
+    // As `test` builds them: one set of packages for both.
+    let programs = phases.run("build tests", || builds::test_programs(TEST_PROFILE, &[]))?;
     phases.run("unit tests", || {
         summary.add("unit", run_units(&programs.tests)?);
         Ok(())
@@ -124,7 +125,7 @@ const TOPICS_HERE: [&str; 2] = ["machine::", "selftest::"];
 fn test_phases(phases: &mut Phases, summary: &mut Summary) -> anyhow::Result<()> {
     let programs = phases.run("build", || {
         builds::programs(TEST_PROFILE, vm::PROGRAMS)?;
-        builds::test_programs(Some(TEST_PROFILE), &[])
+        builds::test_programs(TEST_PROFILE, &[])
     })?;
     phases.run("test images", || {
         images::busybox().and_then(|_| images::minbase())?;

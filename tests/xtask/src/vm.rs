@@ -195,7 +195,7 @@ fn prepared(options: &Options) -> anyhow::Result<Plan> {
     builds::programs(TEST_PROFILE, PROGRAMS)?;
     let tests = match options.cases {
         true => Built::default(),
-        false => builds::test_programs(Some(TEST_PROFILE), PACKAGES_IN_VM)?,
+        false => builds::test_programs(TEST_PROFILE, PACKAGES_IN_VM)?,
     };
     let mut plan = plan(&tests)?;
     plan.kernel.clone_from(&options.kernel);
