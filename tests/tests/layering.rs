@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("rkube-toolbox-elf", &[]),
     ("rkube-toolbox", &["rkube-embed", "rkube-toolbox-elf"]),
     ("rkube-task", &[]),
+    ("rkube-pki", &[]),
     // In the place of another's package; no member uses it.
     ("regex", &[]),
     ("rkube-api", &[]),
@@ -48,7 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "rkube-distribution",
-        &["rkube-image", "rkube-sys", "rkube-task"],
+        &["rkube-image", "rkube-pki", "rkube-sys", "rkube-task"],
     ),
     (
         "rkube-kubelet",
@@ -56,7 +57,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("rkube-client", &["rkube-api", "rkube-task"]),
     ("rkube-stream", &["rkube-task"]),
-    ("rkube-pki", &[]),
     (
         "rkube-apiserver",
         &[

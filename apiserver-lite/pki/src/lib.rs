@@ -28,8 +28,10 @@ pub mod resolver;
 pub mod token;
 pub mod verify;
 
+mod any;
 mod pki;
 
+pub use any::AnyCertificate;
 pub use ca::{Authority, Identity, Purpose};
 pub use error::PkiError;
 pub use pki::{Pki, ServerNames};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use http::{HeaderMap, Request};
 use rkube_api::status::Status;
 use rustls::pki_types::CertificateDer;
 
@@ -107,14 +107,13 @@ const EXTRA_PREFIX: &str = "impersonate-extra-";
 /// (`filters/impersonation.go` of upstream).
 ///
 /// # Errors
-/// 403 where it may not; 500 for groups or extras without a user, as upstream has it. `place` is the
-/// path and query of the request.
-pub(super) fn impersonate(
+/// 403 where it may not; 500 for groups or extras without a user, as upstream has it.
+pub(super) fn impersonate<B>(
     engine: &Engine,
     user: User,
-    headers: &mut HeaderMap,
-    place: &str,
+    http: &mut Request<B>,
 ) -> Result<User, Status> {
+    let headers = http.headers();
     let one = |name: &str| {
         let value = headers.get(name).and_then(|v| v.to_str().ok());
         value.unwrap_or("").to_owned()
@@ -149,7 +148,8 @@ pub(super) fn impersonate(
             return Ok(user);
         }
         let message = format!(
-            "Internal Server Error: {place:?}: requested [{}] without impersonating a user\n",
+            "Internal Server Error: {:?}: requested [{}] without impersonating a user\n",
+            http.uri().to_string(),
             references(&acting)
         );
         return Err(Status::as_text(500, "InternalError", message));
@@ -202,6 +202,7 @@ pub(super) fn impersonate(
     if !acting.in_group(group) {
         acting.groups.push(group.to_owned());
     }
+    let headers = http.headers_mut();
     for header in ["impersonate-user", "impersonate-uid", "impersonate-group"] {
         headers.remove(header);
     }

@@ -121,8 +121,7 @@ impl Service {
         warnings: &mut Warnings,
     ) -> Result<Response<Body>, Status> {
         let user = authenticate(&*self.authenticate, peer, http.headers_mut())?;
-        let place = http.uri().to_string();
-        let user = impersonate(&self.engine, user, http.headers_mut(), &place)?;
+        let user = impersonate(&self.engine, user, &mut http)?;
         let user = Arc::new(user);
         let path = http.uri().path().to_owned();
         match route(&self.engine, &path) {

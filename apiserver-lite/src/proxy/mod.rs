@@ -24,10 +24,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rkube_api::status::Status;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rkube_pki::AnyCertificate;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -60,13 +59,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy.
+    /// A proxy. Behind `https:` in a proxied name any certificate is taken, as upstream does.
     ///
     /// # Errors
     /// TLS cannot be set up.
     pub fn new() -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Arc::new(Anyone(Arc::clone(&provider)));
+        let verifier = Arc::new(AnyCertificate::new(Arc::clone(&provider)));
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
@@ -158,48 +157,6 @@ impl Proxy {
 impl Connect for Proxy {
     fn connect(&self, request: ConnectRequest) -> Later<'_, Result<Response<Body>, Status>> {
         Box::pin(self.serve(request))
-    }
-}
-
-/// Certificates in pods name nobody that the server could know: any is taken, as upstream does
-/// for `https:` in a proxied name.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -320,7 +277,7 @@ where
     B::Error: Into<BodyError>,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    tokio::spawn(async move {
+    rkube_task::spawn(async move {
         // An error is the answer's too.
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a proxied connection ended early");
@@ -336,7 +293,7 @@ fn join(answer: Response<Incoming>, client: hyper::upgrade::OnUpgrade) -> Respon
     *switched.headers_mut() = answer.headers().clone();
     switched.headers_mut().remove(CONTENT_LENGTH);
     let backend = hyper::upgrade::on(answer);
-    tokio::spawn(async move {
+    rkube_task::spawn(async move {
         let joined = async {
             let (client, backend) = (client.await?, backend.await?);
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));

@@ -415,7 +415,7 @@ impl<R: ContainerRuntime> Worker<R> {
             self.shared.paths.pod_logs(&self.desired.pod),
             self.shared.paths.pod(&uid),
         );
-        let removed = tokio::task::spawn_blocking(move || {
+        let removed = rkube_task::spawn_blocking(move || {
             let logs = remove::path(&logs).map_err(|e| (logs, e));
             let dir = remove::path(&dir).map_err(|e| (dir, e));
             [logs, dir]
