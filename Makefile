@@ -4,7 +4,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 XTASK := cargo xtask
 vm-args = $(if $(KERNEL),--kernel $(KERNEL)) $(foreach l,$(LAYOUT),--layout $(l)) $(if $(SPECIAL),--special) \
-	$(if $(CASES),--cases) $(FILTER)
+	$(if $(PACKAGES),--packages) $(if $(WHOLE),--whole) $(if $(VERBOSE),--verbose) $(FILTER)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test record vm-test vm-shell soak conformance bench fuzz dist deps
@@ -24,7 +24,7 @@ test: deps ## everything: what CI runs
 record: ## the answers of a real API server to the differential corpus [KUBE_APISERVER=path] [ETCD=path]
 	@cargo run --quiet -p rkube-differential --bin rkube-record
 
-vm-test: deps ## the tests in VMs [KERNEL=path] [LAYOUT="v2 v1.."] [SPECIAL=1] [CASES=1] [FILTER="name.."]
+vm-test: deps ## the tests in VMs [KERNEL=path] [LAYOUT="v2 v1.."] [SPECIAL=1] [WHOLE=1] [PACKAGES=1] [VERBOSE=1] [FILTER="name.."]
 	@$(XTASK) vm-test $(vm-args)
 
 vm-shell: deps ## a prompt in a VM [KERNEL=path] [LAYOUT=v2]

@@ -7,7 +7,7 @@ use rkube_engine::api::{self, ContainerRuntime};
 use crate::events::Severity;
 use crate::machine::{self, PodState};
 use crate::manager::{Manager, ManagerError};
-use crate::record::{self, Wanted};
+use crate::record::{self, RecordError, Wanted};
 use crate::volumes::remove;
 use crate::worker::{Shared, lock};
 
@@ -70,6 +70,12 @@ impl<R: ContainerRuntime> Manager<R> {
                     out.adopted.push(uid);
                 }
                 Ok(wanted) => leftovers.push((uid, wanted.map(|(w, _)| w))),
+                // Records are not flushed, since no process of theirs lives
+                // through what tears them.
+                Err(e @ RecordError::Torn { .. }) if !lives(&sandboxes, &uid) => {
+                    tracing::warn!("pod {uid}: {e}: what is left of the pod is removed");
+                    leftovers.push((uid, None));
+                }
                 Err(e) => out.problems.push(format!("pod {uid}: {e}")),
             }
         }
@@ -106,6 +112,13 @@ impl<R: ContainerRuntime> Manager<R> {
     }
 }
 
+/// Whether anything of a pod may still run.
+fn lives(sandboxes: &[api::SandboxStatus], uid: &str) -> bool {
+    sandboxes
+        .iter()
+        .any(|s| s.id == uid && s.pause_pid.is_some())
+}
+
 /// Removes what is left of a pod, trying everything.
 fn clean<R: ContainerRuntime>(
     shared: &Shared<R>,
@@ -116,9 +129,9 @@ fn clean<R: ContainerRuntime>(
     if let Err(e) = shared.runtime.remove_sandbox(&uid.to_owned()) {
         problems.push(e.to_string());
     }
-    let mut dirs = vec![shared.paths.pod(uid)];
+    let mut dirs = shared.paths.logs_of_uid(uid);
+    dirs.push(shared.paths.pod(uid));
     if let Some(wanted) = wanted {
-        dirs.insert(0, shared.paths.pod_logs(&wanted.pod));
         shared.journal.note(
             &wanted.pod,
             None,

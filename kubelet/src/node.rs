@@ -162,6 +162,21 @@ impl Paths {
         self.logs().join(dir)
     }
 
+    /// The log directories of a pod of which no more than the uid is known.
+    #[must_use]
+    pub fn logs_of_uid(&self, uid: &str) -> Vec<PathBuf> {
+        let of_it = |name: &std::ffi::OsStr| {
+            let name = name.to_str().and_then(|n| n.rsplit_once('_'));
+            name.is_some_and(|(_, of)| of == uid)
+        };
+        let entries = std::fs::read_dir(self.logs()).into_iter().flatten();
+        entries
+            .flatten()
+            .filter(|e| of_it(&e.file_name()))
+            .map(|e| e.path())
+            .collect()
+    }
+
     /// The log of one attempt of a container.
     #[must_use]
     pub fn log(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {

@@ -65,6 +65,15 @@ pub enum RecordError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// It ends or breaks off in the middle of a value: a power cut came before
+    /// its bytes were on the disk, or the disk is damaged.
+    #[error("{path:?} is torn: {reason}")]
+    Torn {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// It is no record of this version.
     #[error("{path:?} is no record of version {RECORD_VERSION}: {reason}")]
     Broken {
@@ -181,12 +190,13 @@ fn read_one<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<Option<T>, 
         Err(e) => return Err(failed("stat", e)),
     }
     let bytes = std::fs::read(&path).map_err(|e| failed("read", e))?;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| RecordError::Broken {
-            path: path.clone(),
-            reason: e.to_string(),
-        })
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        let (path, reason) = (path.clone(), e.to_string());
+        match e.classify() {
+            serde_json::error::Category::Data => RecordError::Broken { path, reason },
+            _ => RecordError::Torn { path, reason },
+        }
+    })
 }
 
 /// The uids that have a directory.
@@ -260,7 +270,15 @@ mod tests {
                 .to_string()
                 .contains("version 99")
         );
-        std::fs::write(paths.pod("u-1").join("pod.json"), "{").unwrap();
+        for torn in ["", "{", "\0\0"] {
+            std::fs::write(paths.pod("u-1").join("pod.json"), torn).unwrap();
+            let read = read(&paths, "u-1");
+            assert!(
+                matches!(read, Err(RecordError::Torn { .. })),
+                "{torn:?}: {read:?}"
+            );
+        }
+        std::fs::write(paths.pod("u-1").join("pod.json"), "{}").unwrap();
         assert!(matches!(
             read(&paths, "u-1"),
             Err(RecordError::Broken { .. })

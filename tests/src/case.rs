@@ -14,6 +14,8 @@ pub const CASE_DEADLINE_SECS: u64 = 120;
 pub enum Place {
     /// On a developer's host and in the VMs.
     Anywhere,
+    /// Only on a developer's host: it drives programs that guests lack.
+    Host,
     /// Only in a VM: it needs capabilities, modules or a kernel state that a
     /// shared host does not give.
     Vm,
@@ -34,8 +36,10 @@ pub enum Stage {
     /// Tests on a developer's host.
     #[default]
     Host,
-    /// Tests in a VM.
+    /// Tests in a VM: of each topic what this layout adds.
     Vm,
+    /// Every test that can run in a VM.
+    VmWhole,
     /// Work in a VM whose power will be cut.
     BeforeCut,
     /// Tests in the next boot on the same disk.
@@ -47,9 +51,10 @@ pub enum Stage {
 }
 
 impl Stage {
-    const NAMES: [(Stage, &'static str); 6] = [
+    const NAMES: [(Stage, &'static str); 7] = [
         (Stage::Host, "host"),
         (Stage::Vm, "vm"),
+        (Stage::VmWhole, "vm-whole"),
         (Stage::BeforeCut, "before-cut"),
         (Stage::AfterCut, "after-cut"),
         (Stage::Lacking, "lacking"),
@@ -62,6 +67,11 @@ impl Stage {
             .iter()
             .find(|(stage, _)| *stage == self)
             .map_or("", |(_, name)| name)
+    }
+
+    /// Whether it is one of those that judge a whole machine of a layout.
+    pub fn in_vm(self) -> bool {
+        matches!(self, Stage::Vm | Stage::VmWhole)
     }
 
     /// Whether it is one of the two around a power cut.
@@ -94,8 +104,9 @@ pub struct Case {
     pub layouts: &'static [Layout],
     /// Where it may run.
     pub place: Place,
-    /// In VMs it runs on one layout: cgroups have no part in the promise.
-    pub once: bool,
+    /// In a VM it runs on these layouts, where not everything is asked for: a
+    /// boot is emulated, and takes seconds for each test.
+    pub vms: &'static [Layout],
     /// Runs with no other case beside it: for measurements of time and load.
     pub alone: bool,
     /// After this long it is killed and has failed.
@@ -111,7 +122,7 @@ impl Case {
             name,
             layouts: Layout::ALL,
             place: Place::Anywhere,
-            once: false,
+            vms: Layout::ALL,
             alone: false,
             deadline: Duration::from_secs(CASE_DEADLINE_SECS),
             run,
@@ -124,9 +135,15 @@ impl Case {
         self
     }
 
-    /// On one layout only where there are VMs of all.
-    pub const fn once(mut self) -> Case {
-        self.once = true;
+    /// Of the VMs, on these layouts, unless everything is asked for.
+    pub const fn vms(mut self, layouts: &'static [Layout]) -> Case {
+        self.vms = layouts;
+        self
+    }
+
+    /// Only on a developer's host.
+    pub const fn host_only(mut self) -> Case {
+        self.place = Place::Host;
         self
     }
 
@@ -175,14 +192,15 @@ impl Case {
     /// Whether the case belongs to this layout and stage.
     pub fn applies(&self, layout: Layout, stage: Stage) -> bool {
         let here = match self.place {
-            Place::Anywhere => matches!(stage, Stage::Host | Stage::Vm),
-            Place::Vm => stage == Stage::Vm,
+            Place::Anywhere => stage == Stage::Host || stage.in_vm(),
+            Place::Host => stage == Stage::Host,
+            Place::Vm => stage.in_vm(),
             Place::BeforeCut => stage == Stage::BeforeCut,
             Place::AfterCut => stage == Stage::AfterCut,
             Place::Lacking => stage == Stage::Lacking,
             Place::Pair => stage == Stage::Pair,
         };
-        let elsewhere = self.once && stage == Stage::Vm && layout != Layout::V2;
+        let elsewhere = stage == Stage::Vm && !self.vms.contains(&layout);
         here && !elsewhere && self.layouts.contains(&layout)
     }
 }

@@ -1,8 +1,9 @@
 //! Hardware acceleration: used only where a try proves that it works.
 //!
-//! A present `/dev/kvm` may refuse, or hang without end; so a machine is
-//! started and asked for its status, with a time limit. The verdict is kept for
-//! as long as this machine runs (its boot id).
+//! A present `/dev/kvm` may refuse, hang without end, or run firmware and then
+//! give up on an instruction of the kernel; so a machine is started and asked
+//! for its status, and the very kernel is booted, each with a time limit. The
+//! verdict is kept for as long as this machine runs (its boot id).
 
 use std::path::Path;
 use std::time::Duration;
@@ -36,14 +37,6 @@ impl Accel {
         }
     }
 
-    /// How much longer things take than on the machine itself, at most.
-    pub fn slowness(self) -> u32 {
-        match self {
-            Accel::Kvm => 2,
-            Accel::Tcg => 10,
-        }
-    }
-
     fn as_str(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
@@ -58,11 +51,12 @@ impl Accel {
     }
 }
 
-/// Decides, by the override, the kept verdict, or a try.
+/// Decides, by the override, the kept verdict, or a try, of which `boots` is
+/// the second half: whether the guest that is wanted comes up in hardware.
 ///
 /// # Errors
 /// The verdict cannot be kept. A failed try is a verdict, not an error.
-pub fn decide(cache: &Path) -> anyhow::Result<Accel> {
+pub fn decide(cache: &Path, boots: impl FnOnce() -> bool) -> anyhow::Result<Accel> {
     if let Some(named) = std::env::var(OVERRIDE)
         .ok()
         .and_then(|v| Accel::from_name(&v))
@@ -79,7 +73,11 @@ pub fn decide(cache: &Path) -> anyhow::Result<Accel> {
     {
         return Ok(accel);
     }
-    let accel = if kvm_works() { Accel::Kvm } else { Accel::Tcg };
+    let accel = if kvm_answers() && boots() {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    };
     std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
     let line = format!("{} {}\n", boot.trim(), accel.as_str());
     std::fs::write(&kept_at, line).with_context(|| format!("write {}", kept_at.display()))?;
@@ -87,7 +85,7 @@ pub fn decide(cache: &Path) -> anyhow::Result<Accel> {
 }
 
 /// Runs a machine that has nothing to boot far enough to answer its monitor.
-fn kvm_works() -> bool {
+fn kvm_answers() -> bool {
     if !Path::new("/dev/kvm").exists() {
         return false;
     }

@@ -11,11 +11,12 @@ use rkube_tests::report::line_of;
 use rkube_tests::unit::{Outcome, TestResult};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::accel::{self, Accel};
 use crate::guest::{self, Order};
 use crate::image::Contents;
 use crate::kernel::Kernel;
 use crate::qemu::{Heard, Machine};
-use crate::{accel, disk, image, systemd};
+use crate::{disk, image, systemd};
 
 /// One boot for each, in this order.
 pub const LAYOUTS: &[Layout] = Layout::ALL;
@@ -37,6 +38,9 @@ pub struct Plan {
     pub kernel: Option<PathBuf>,
     /// Tests whose name contains one of these (all, if none).
     pub filters: Vec<String>,
+    /// Every case that can run in a VM, on every layout, and not what each
+    /// layout adds.
+    pub whole: bool,
     /// Packages whose own tests run on every layout; those of the others run
     /// on v2 alone.
     pub everywhere: Vec<String>,
@@ -57,7 +61,7 @@ impl Plan {
         let image = image::build(&kernel, &self.contents, &self.cache)?;
         let run = self.cache.join("run").join(place);
         std::fs::create_dir_all(&run).with_context(|| format!("make {}", run.display()))?;
-        Ok(Machine {
+        let mut machine = Machine {
             kernel: kernel.image,
             initramfs: image.initramfs,
             programs: image.programs,
@@ -66,14 +70,21 @@ impl Plan {
                 &self.disk_tree(order.layout)?,
                 disk::DISK_BYTES,
             )?,
-            console: run.join("console.log"),
-            accel: accel::decide(&self.cache)?,
+            console: console(&run, order.stage),
+            accel: Accel::Tcg,
             link: None,
             order,
-        })
+        };
+        machine.accel = accel::decide(&self.cache, || machine.comes_up_in_hardware())?;
+        Ok(machine)
     }
 
-    fn order(&self, layout: Layout, stage: Stage) -> Order {
+    /// For the tests of a layout.
+    fn order(&self, layout: Layout) -> Order {
+        let stage = match self.whole {
+            true => Stage::VmWhole,
+            false => Stage::Vm,
+        };
         let programs = match layout {
             Layout::V2 => Vec::new(),
             _ => self.everywhere.clone(),
@@ -105,7 +116,7 @@ impl Plan {
     /// # Errors
     /// The machine cannot be put together; a guest that fails is a result.
     pub fn test(&self, layout: Layout, verbose: bool) -> anyhow::Result<Vec<TestResult>> {
-        let order = self.order(layout, Stage::Vm);
+        let order = self.order(layout);
         let machine = self.machine(order, layout.as_str())?;
         hear(&machine, &format!("{layout} "), verbose)
     }
@@ -185,6 +196,10 @@ impl Plan {
         let cut_short = !before.done
             && matches!(&before.results[..], [only] if only.outcome == Outcome::Passed);
         machine.order = stage(Stage::AfterCut);
+        machine.console = console(
+            machine.console.parent().context("a console has a place")?,
+            Stage::AfterCut,
+        );
         let heard = machine.listen(|result| {
             if result.outcome == Outcome::Failed {
                 print!("{}", line_of(&name, result));
@@ -197,8 +212,7 @@ impl Plan {
             boot.output = before.results.iter().map(|r| line_of("", r)).collect();
         }
         print!("{}", line_of(&name, &boot));
-        discard(&machine, &boot)?;
-        Ok([boot].into_iter().chain(heard.results).collect())
+        conclude(&machine, boot, heard.results)
     }
 
     /// Boots one layout with a prompt on this terminal.
@@ -206,7 +220,7 @@ impl Plan {
     /// # Errors
     /// The machine cannot be put together or ends with an error.
     pub fn shell(&self, layout: Layout) -> anyhow::Result<()> {
-        let mut machine = self.machine(self.order(layout, Stage::Vm), layout.as_str())?;
+        let mut machine = self.machine(self.order(layout), layout.as_str())?;
         machine.order.shell = true;
         println!("{layout}: Ctrl-D powers off, Ctrl-A X kills the machine");
         machine.interact()
@@ -232,20 +246,37 @@ fn hear(machine: &Machine, prefix: &str, verbose: bool) -> anyhow::Result<Vec<Te
         secs(heard.first_test_cpu),
     );
     print!("{}", line_of(prefix, &boot));
-    let failed = heard.results.iter().any(|r| r.outcome == Outcome::Failed);
+    conclude(machine, boot, heard.results)
+}
+
+/// Shows the console of a boot whose tests failed; the results, the boot's
+/// first.
+fn conclude(
+    machine: &Machine,
+    boot: TestResult,
+    tests: Vec<TestResult>,
+) -> anyhow::Result<Vec<TestResult>> {
+    let failed = tests.iter().any(|r| r.outcome == Outcome::Failed);
     if boot.outcome != Outcome::Failed && failed {
         println!("      console (whole: {}):", machine.console.display());
         for line in machine.console_tail(CONSOLE_SHOWN_LINES).lines() {
             println!("      | {line}");
         }
     }
-    discard(machine, &boot)?;
-    Ok([boot].into_iter().chain(heard.results).collect())
+    let results: Vec<TestResult> = [boot].into_iter().chain(tests).collect();
+    discard(machine, &results)?;
+    Ok(results)
+}
+
+/// The file for what a boot says on its console: one for each stage, since a
+/// stage may go on with the disk of another.
+fn console(run: &Path, stage: Stage) -> PathBuf {
+    run.join(format!("console-{}.log", stage.as_str()))
 }
 
 /// A disk of gigabytes is kept only while something may be learned from it.
-fn discard(machine: &Machine, boot: &TestResult) -> anyhow::Result<()> {
-    if boot.outcome != Outcome::Failed {
+fn discard(machine: &Machine, results: &[TestResult]) -> anyhow::Result<()> {
+    if results.iter().all(|r| r.outcome != Outcome::Failed) {
         std::fs::remove_file(&machine.disk).context("remove the scratch disk")?;
     }
     Ok(())

@@ -5,9 +5,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rkube_tests::command::{Cmd, Next};
+use rkube_tests::case::Stage;
+use rkube_tests::command::{Cmd, Next, Running};
+use rkube_tests::layout::Layout;
 use rkube_tests::report::Event;
 use rkube_tests::unit::TestResult;
+use rkube_tests::wait::child_ended;
 
 use crate::accel::Accel;
 use crate::guest::{INIT, Order, RESULTS_PORT};
@@ -23,6 +26,9 @@ const PROCESSORS: u32 = 2;
 const SILENCE_SECS: u64 = 600;
 /// Silence that is allowed before the first word.
 const BOOT_SILENCE_SECS: u64 = 120;
+/// A boot that tries hardware acceleration may take so long: where that works,
+/// it takes two seconds, firmware included.
+const TRIAL_SECS: u64 = 15;
 /// Lines of QEMU's own complaints that are kept.
 const COMPLAINTS_MAX_LINES: usize = 100;
 
@@ -133,6 +139,57 @@ impl Machine {
         args
     }
 
+    /// Starts QEMU with what a guest says of its tests on our end of a pipe.
+    fn spawn(&self) -> anyhow::Result<Running> {
+        let mut args = self.args();
+        let console = format!("file,id=console,path={}", self.console.display());
+        let port = format!("virtserialport,chardev=results,name={RESULTS_PORT}");
+        let more = [
+            ["-chardev", &console],
+            ["-serial", "chardev:console"],
+            ["-device", "virtio-serial-pci"],
+            ["-chardev", "stdio,id=results,signal=off"],
+            ["-device", &port],
+            ["-monitor", "none"],
+        ];
+        args.extend(more.iter().flatten().map(|s| (*s).to_owned()));
+        Cmd::new(PROGRAM, args).spawn()
+    }
+
+    /// Whether the kernel boots in hardware as far as the suite, which here
+    /// finds no test to run, and powers off.
+    pub fn comes_up_in_hardware(&self) -> bool {
+        let trial = Machine {
+            accel: Accel::Kvm,
+            console: self.console.with_extension("kvm.log"),
+            order: Order {
+                filters: vec!["no-such-test".to_owned()],
+                ..Order::new(Layout::V2, Stage::Vm)
+            },
+            ..self.clone()
+        };
+        let Ok(mut qemu) = trial.spawn() else {
+            return false;
+        };
+        let end = Instant::now() + Duration::from_secs(TRIAL_SECS);
+        let mut done = false;
+        while !done {
+            match qemu.next_line(end.saturating_duration_since(Instant::now())) {
+                Next::Line(line) => {
+                    done = matches!(serde_json::from_str(&line), Ok(Event::Done));
+                }
+                Next::Silence | Next::End => break,
+            }
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        let ended = child_ended(qemu.pid(), left).unwrap_or(false);
+        if !ended {
+            // As in the first half of the try: it may hang in the driver.
+            qemu.abandon();
+        }
+        done && ended
+    }
+
     /// Boots for tests and listens until QEMU ends; each result is handed to
     /// `each` as it comes.
     ///
@@ -152,20 +209,8 @@ impl Machine {
         cut_after: Option<Duration>,
         mut each: impl FnMut(&TestResult),
     ) -> anyhow::Result<Heard> {
-        let mut args = self.args();
-        let console = format!("file,id=console,path={}", self.console.display());
-        let port = format!("virtserialport,chardev=results,name={RESULTS_PORT}");
-        let more = [
-            ["-chardev", &console],
-            ["-serial", "chardev:console"],
-            ["-device", "virtio-serial-pci"],
-            ["-chardev", "stdio,id=results,signal=off"],
-            ["-device", &port],
-            ["-monitor", "none"],
-        ];
-        args.extend(more.iter().flatten().map(|s| (*s).to_owned()));
         let start = Instant::now();
-        let mut qemu = Cmd::new(PROGRAM, args).spawn()?;
+        let mut qemu = self.spawn()?;
         let mut heard = Heard::default();
         let mut complaints = Vec::new();
         loop {

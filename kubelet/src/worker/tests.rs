@@ -507,6 +507,29 @@ async fn leftovers_of_another_boot_are_cleaned() {
     assert!(!Path::new(&again.paths().logs().join("default_a_u-a")).exists());
 }
 
+/// Nothing flushes a record; a power cut may leave the name without the bytes.
+#[tokio::test(start_paused = true)]
+async fn torn_records_are_cleaned_where_nothing_runs() {
+    let host = Host::paused();
+    let spec = json!({"containers": [{"name": "c", "image": "serve"}]});
+    let manager = host.manager().await;
+    manager
+        .apply(bundle("a", spec), IfExists::Attach)
+        .await
+        .unwrap();
+    until(&manager, "u-a", |v| phase(v) == "Running").await;
+    abort(&manager);
+    std::fs::write(manager.paths().pod("u-a").join("pod.json"), "").unwrap();
+    let logs = manager.paths().logs().join("default_a_u-a");
+    assert!(logs.exists());
+    // Its pause process lives: the file alone is damaged.
+    let alive = host.manager().await;
+    assert!(alive.list().is_empty() && host.pods() == 1 && logs.exists());
+    lock(&host.fake.inner).sandboxes.clear();
+    let rebooted = host.manager().await;
+    assert!(rebooted.list().is_empty() && host.pods() == 0 && !logs.exists());
+}
+
 /// On real time, with real programs.
 #[tokio::test]
 async fn exec_probes_and_hooks_run() {

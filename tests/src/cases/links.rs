@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::case::Case;
 use crate::command::Cmd;
 use crate::host::TestHost;
+use crate::layout::Layout;
 use crate::net;
 use crate::outside::Outside;
 use crate::pods::{pod, script, status, tool, with};
@@ -31,7 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
             pods_follow_an_overlays_mtu,
         ),
     ]
-    .map(Case::vm_only)
+    .map(|case| case.vm_only().vms(&[Layout::V2]))
     .to_vec()
 }
 

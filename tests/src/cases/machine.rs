@@ -104,6 +104,7 @@ fn modules_come_when_asked_for(_: &TestHost) -> anyhow::Result<()> {
         ip link add va type veth peer vb
         ip link add vx type vxlan id 1 dev lo dstport 4789
         ip link add wg type wireguard
+        ip link add du type dummy
         nft add table ip t
         nft add chain ip t c '{ type nat hook postrouting priority 100; }'
         nft add rule ip t c ct state new masquerade";
@@ -125,6 +126,7 @@ fn modules_come_when_asked_for(_: &TestHost) -> anyhow::Result<()> {
         "veth",
         "vxlan",
         "wireguard",
+        "dummy",
         "nf_tables",
         "nf_conntrack",
         "nft_masq",

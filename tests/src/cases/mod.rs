@@ -32,6 +32,7 @@ mod selftest;
 mod server;
 mod systemd;
 mod unified;
+mod vms;
 mod volumes;
 mod writer;
 
@@ -40,40 +41,43 @@ pub fn all() -> Vec<Case> {
     [
         again::cases(),
         chaos::cases(),
-        once(environment::cases()),
+        environment::cases(),
         exec::cases(),
-        once(images::cases()),
-        once(injected::cases()),
-        once(join::cases()),
+        images::cases(),
+        host_only(injected::cases()),
+        join::cases(),
         lacking::cases(),
         lifecycle::cases(),
         limits::cases(),
-        once(links::cases()),
+        links::cases(),
         logs::cases(),
         machine::cases(),
         namespaces::cases(),
         network::cases(),
-        once(oci::cases()),
+        oci::cases(),
         pair::cases(),
-        once(podman::cases()),
+        host_only(podman::cases()),
         powercut::cases(),
-        once(probes::cases()),
-        registry::cases(),
+        probes::cases(),
+        host_only(registry::cases()),
         run::cases(),
         security::cases(),
         selftest::cases(),
-        once(server::cases()),
+        host_only(server::cases()),
         systemd::cases(),
         unified::cases(),
         volumes::cases(),
         writer::cases(),
     ]
     .concat()
+    .into_iter()
+    .map(vms::placed)
+    .collect()
 }
 
-/// In VMs these run on one layout: cgroups have no part in what they promise.
-fn once(cases: Vec<Case>) -> Vec<Case> {
-    cases.into_iter().map(Case::once).collect()
+/// These drive programs that guests lack.
+fn host_only(cases: Vec<Case>) -> Vec<Case> {
+    cases.into_iter().map(Case::host_only).collect()
 }
 
 #[cfg(test)]

@@ -186,6 +186,7 @@ fn pods_and_images_are_whole(host: &TestHost) -> anyhow::Result<()> {
         "var/lib/rkube/pods",
         "var/lib/rkube/sandboxes",
         "var/lib/rkube/containers",
+        "var/log/pods",
     ] {
         let left = entries(&host.root().join(below))?;
         ensure!(left.is_empty(), "left in {below}: {left:?}");

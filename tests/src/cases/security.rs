@@ -11,7 +11,7 @@ use crate::images;
 use crate::pods::{pod, script, tool, with};
 
 pub(super) fn cases() -> Vec<Case> {
-    let cases = vec![
+    vec![
         Case::new("security::default_privileges", default_privileges),
         Case::new(
             "security::capabilities_added_and_dropped",
@@ -44,13 +44,7 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         Case::new("security::terminals", terminals),
         Case::new("security::sysctls_of_the_pod", sysctls_of_the_pod),
-    ];
-    // Of these the device filter alone is a cgroup's.
-    let once = |case: Case| match case.name {
-        "security::device_nodes" => case,
-        _ => case.once(),
-    };
-    cases.into_iter().map(once).collect()
+    ]
 }
 
 fn secured(container: Value, context: Value) -> Value {

@@ -31,7 +31,7 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         Case::new("unified::single_process_oom_kill", single_process_oom_kill),
     ]
-    .map(|case| case.on(Layout::UNIFIED).vm_only())
+    .map(|case| case.on(Layout::UNIFIED).vm_only().vms(&[Layout::V2]))
     .to_vec()
 }
 

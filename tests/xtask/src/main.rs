@@ -3,7 +3,7 @@
 //! ```text
 //! cargo xtask check
 //! cargo xtask test
-//! cargo xtask vm-test [--kernel PATH] [--layout L]... [--special] [--cases] [--verbose] [FILTER...]
+//! cargo xtask vm-test [--kernel PATH] [--layout L]... [--special] [--packages] [--whole] [--verbose] [FILTER...]
 //! cargo xtask vm-shell [--kernel PATH] [--layout L]
 //! cargo xtask demo | dist
 //! cargo xtask bench [SECTION...]

@@ -11,7 +11,7 @@ use rkube_tests::report::{Event, Lines, Skips, Summary, line_of};
 use rkube_tests::unit::{self, Outcome, TestResult, Unit};
 use rkube_tests::{debian, images, repo, runner};
 
-use crate::builds::{self, TEST_PROFILE, TestProgram, cargo};
+use crate::builds::{self, Built, TEST_PROFILE, TestProgram, cargo};
 use crate::vm;
 
 /// The suite on the host is given up after so long without a word.
@@ -143,7 +143,7 @@ fn test_phases(phases: &mut Phases, summary: &mut Summary) -> anyhow::Result<()>
         summary.add("host", run_suite()?);
         Ok(())
     })?;
-    let mut plan = vm::plan(&programs)?;
+    let mut plan = vm::plan(&Built::default())?;
     plan.filters = TOPICS_HERE.map(str::to_owned).to_vec();
     vm::run(&plan, &vm::Options::of(&LAYOUTS_HERE), phases, summary)
 }

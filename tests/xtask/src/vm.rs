@@ -40,8 +40,10 @@ pub(crate) struct Options {
     layouts: Vec<Layout>,
     /// Boots that are about the machine itself, too.
     special: bool,
-    /// The suite's own cases alone, without the tests of packages.
-    cases: bool,
+    /// The tests of packages, too.
+    packages: bool,
+    /// Every case on every layout, not what each layout adds.
+    whole: bool,
     verbose: bool,
     filters: Vec<String>,
 }
@@ -61,7 +63,8 @@ impl Options {
             kernel: None,
             layouts: layouts.to_vec(),
             special: false,
-            cases: false,
+            packages: false,
+            whole: false,
             verbose: false,
             filters: Vec::new(),
         }
@@ -81,7 +84,8 @@ fn parse(args: &[String]) -> anyhow::Result<Options> {
             "--kernel" => options.kernel = Some(PathBuf::from(value()?)),
             "--layout" => options.layouts.push(value()?.parse()?),
             "--special" => options.special = true,
-            "--cases" => options.cases = true,
+            "--packages" => options.packages = true,
+            "--whole" => options.whole = true,
             "--verbose" => options.verbose = true,
             other if other.starts_with('-') => bail!("unknown option {other}"),
             filter => options.filters.push(filter.to_owned()),
@@ -121,6 +125,7 @@ pub(crate) fn plan(tests: &Built) -> anyhow::Result<Plan> {
         },
         kernel: None,
         filters: Vec::new(),
+        whole: false,
         everywhere: PACKAGES_BY_LAYOUT.map(str::to_owned).to_vec(),
     })
 }
@@ -168,7 +173,8 @@ pub(crate) fn run(
     }
     if options.special {
         let results = phases.run("tests in VMs: cuts, lacks, pairs", || special(plan))?;
-        summary.add("special", results);
+        summary.add("special", results.iter().cloned());
+        columns.push(("special".to_owned(), results));
     }
     println!("\n{}\n{}", table(&columns), short_table(&columns));
     Ok(())
@@ -193,12 +199,13 @@ pub(crate) fn shell(args: &[String]) -> anyhow::Result<bool> {
 
 fn prepared(options: &Options) -> anyhow::Result<Plan> {
     builds::programs(TEST_PROFILE, PROGRAMS)?;
-    let tests = match options.cases {
-        true => Built::default(),
-        false => builds::test_programs(TEST_PROFILE, PACKAGES_IN_VM)?,
+    let tests = match options.packages {
+        true => builds::test_programs(TEST_PROFILE, PACKAGES_IN_VM)?,
+        false => Built::default(),
     };
     let mut plan = plan(&tests)?;
     plan.kernel.clone_from(&options.kernel);
     plan.filters.clone_from(&options.filters);
+    plan.whole = options.whole || !options.filters.is_empty();
     Ok(plan)
 }

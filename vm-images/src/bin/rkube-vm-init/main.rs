@@ -108,7 +108,7 @@ fn load_modules(order: &Order) -> anyhow::Result<()> {
         );
     }
     for name in read(guest::BOOT_LIST)?.lines() {
-        load_wanted(name)?;
+        load_wanted(name, &[])?;
     }
     // The rest meanwhile: under emulation, a program started for each module
     // that a first pod needs takes longer than all of them.
@@ -124,9 +124,9 @@ fn load_modules(order: &Order) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads a module by a name that the kernel knows it by, after those it needs.
-/// Whether there is one.
-fn load_wanted(name: &str) -> anyhow::Result<bool> {
+/// Loads a module by a name that the kernel knows it by, after those it needs;
+/// none for which one of `without` is needed. Whether there is one.
+fn load_wanted(name: &str, without: &[String]) -> anyhow::Result<bool> {
     let name = name.replace('-', "_");
     let list = read(guest::DEMAND_LIST)?;
     let mut found = false;
@@ -134,6 +134,9 @@ fn load_wanted(name: &str) -> anyhow::Result<bool> {
     for line in list.lines() {
         let mut words = line.split(' ');
         if words.next() == Some(name.as_str()) {
+            if words.clone().any(|w| without.iter().any(|out| w == out)) {
+                continue;
+            }
             found = true;
             load(words.map(module_path), |_| false, false)?;
         }
@@ -174,12 +177,16 @@ fn called_as(path: &str) -> bool {
         .is_some_and(|name| Path::new(&name).file_name() == Path::new(path).file_name())
 }
 
-/// The kernel asks for a module: `modprobe -q -- NAME`.
+/// The kernel asks for a module: `modprobe -q -- NAME`. It gets none of those
+/// that this boot is to do without, nor what needs them.
 fn modprobe() -> ExitCode {
     let Some(name) = std::env::args().next_back() else {
         return ExitCode::from(2);
     };
-    match load_wanted(&name) {
+    let loaded = read("/proc/cmdline")
+        .and_then(|line| Order::from_cmdline(&line))
+        .and_then(|order| load_wanted(&name, &order.without));
+    match loaded {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -228,7 +235,7 @@ fn suite_args(order: &Order, programs: &str) -> Vec<String> {
         .map(str::to_owned)
         .to_vec();
     args.push(order.jobs.to_string());
-    if order.stage == Stage::Vm {
+    if order.stage.in_vm() {
         args.extend([
             "--extra".to_owned(),
             format!("{programs}{}", guest::EXTRA_DIR),
