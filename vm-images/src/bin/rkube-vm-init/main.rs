@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::Context;
-use rkube_tests::case::Stage;
 use rkube_tests::layout::Layout;
 use rkube_tests::repo;
 use rkube_vm::guest::{self, Order};
