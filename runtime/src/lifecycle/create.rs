@@ -95,6 +95,10 @@ pub fn create(store: &Store, mut options: CreateOptions) -> Result<Made> {
         Some(scope) => scope.path()?,
         None => cgroup_path(&spec, &options.id)?,
     };
+    store.refuse_taken(&options.id)?;
+    // A record says that what is in the group is the container's own, to be
+    // killed at its deletion: there is none of one that is another's.
+    Cgroup::open(&hierarchies, &cgroup)?.refuse_populated()?;
     let rootfs = spec.root().as_ref().map(|root| bundle.join(root.path()));
     let record = Record {
         id: options.id.clone(),

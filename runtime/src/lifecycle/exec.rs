@@ -96,7 +96,7 @@ pub fn exec(container: &Container, options: ExecOptions) -> Result<Launched> {
         seccomp: profile,
         seccomp_cache: filters.as_ref(),
         personality: linux.and_then(|l| l.personality().as_ref()),
-        attach: Some(open_group(&container.record)?.attach_fds()?),
+        attach: Some(open_group(record)?.attach_fds_beside(record.pid.unsigned_abs())?),
         stdio: options.stdio,
         extra_fds: options.extra_fds,
         home,

@@ -28,7 +28,7 @@ pub use delete::delete;
 pub use events::wait_events;
 pub use exec::{ExecOptions, exec};
 pub use foreground::Foreground;
-pub use record::{Container, Record, Status, Store, check_id};
+pub use record::{Container, Listed, Record, Status, Store, check_id};
 
 use rkube_cgroup::{CgroupPath, Hierarchies};
 use std::path::Path;
