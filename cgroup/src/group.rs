@@ -150,13 +150,16 @@ impl Cgroup {
             remove_tree(&parent, name, Instant::now(), Duration::ZERO, 0)?;
             new = parent.mkdir(name)?;
         }
-        let dir = open_child(&parent, name)?;
+        let dir = open_child(&parent, name).and_then(|dir| {
+            if new {
+                self.finish_new(hierarchy, &parent, &dir, fresh)?;
+            }
+            Ok(dir)
+        });
         if new {
-            let checked = self.finish_new(hierarchy, &parent, &dir, fresh);
             made.push(parent);
-            checked?;
         }
-        Ok(dir)
+        dir
     }
 
     /// What a new directory needs before a process may enter.

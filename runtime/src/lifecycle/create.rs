@@ -13,7 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::record::{Container, Record, Store, boot_id, check_id, process_stat};
 use super::{
-    KILL_WAIT, cgroup_path, first_missing, grantable, hierarchies, hook, remove_group, scope, user,
+    KILL_WAIT, cgroup_path, first_missing, grantable, hierarchies, hook, remove_group,
+    remove_unused_groups, scope, user,
 };
 use crate::draft::{CgroupInput, HookKind, PlanInput, hooks_of, plan_container};
 use crate::error::{Context, Error, Result};
@@ -310,6 +311,8 @@ impl Job<'_> {
             if let Err(error) = gone {
                 errors.push(error);
             }
+        } else if let Err(error) = remove_unused_groups(self.hierarchies, &container.record) {
+            errors.push(error);
         }
         if state.hooked {
             let id = &container.record.id;
