@@ -281,6 +281,49 @@ fn an_update_leaves_devices_alone() {
     wait(&made.pidfd);
 }
 
+/// It is for execs alone (config.md, process): the container's own process is
+/// not bound by it.
+#[test]
+fn an_exec_runs_on_the_processors_that_it_is_given() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+    std::os::unix::fs::symlink("busybox", bundle.dir.path().join("rootfs/bin/grep")).unwrap();
+    let (made, _output) = bundle.create().unwrap();
+    made.container.start().unwrap();
+    let cpus = |text: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with("Cpus_allowed_list:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let status = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let own = cpus(&std::fs::read_to_string("/proc/thread-self/status").unwrap());
+    assert_eq!(cpus(&status(made.container.record.pid)), own);
+    for affinity in [
+        json!({"initial": "0"}),
+        json!({"final": "0"}),
+        json!({"initial": "1", "final": "0"}),
+    ] {
+        let result = exec(&made.container, |p| {
+            p["args"] = json!(["grep", "Cpus_allowed_list", "/proc/self/status"]);
+            p["execCPUAffinity"] = affinity.clone();
+        });
+        let (code, text) = result.unwrap();
+        assert_eq!((code, cpus(&text).as_str()), (0, "0"), "{affinity}");
+    }
+    // The caller is where it was.
+    let now = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    assert_eq!(cpus(&now), own);
+    let refused = exec(&made.container, |p| {
+        p["execCPUAffinity"] = json!({"final": "900"});
+    });
+    let error = refused.unwrap_err().chain();
+    assert!(error.contains("process.execCPUAffinity"), "{error}");
+    made.container.kill(Signal(9), false).unwrap();
+    wait(&made.pidfd);
+}
+
 /// The v2 hierarchy's directory of a container.
 fn unified(bundle: &Bundle) -> std::path::PathBuf {
     let found = bundle.cgroups();
