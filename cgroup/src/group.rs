@@ -146,23 +146,20 @@ impl Cgroup {
         let mut new = parent.mkdir(name)?;
         if !new && fresh {
             let old = open_child(&parent, name)?;
-            let pids = tree_pids(&old)?;
-            if !pids.is_empty() {
-                return Err(Error::NotEmpty {
-                    path: old.path().to_owned(),
-                    pids: pids.into_iter().take(SHOWN_PIDS).collect(),
-                });
-            }
+            refuse_populated(&old)?;
             remove_tree(&parent, name, Instant::now(), Duration::ZERO, 0)?;
             new = parent.mkdir(name)?;
         }
-        let dir = open_child(&parent, name)?;
+        let dir = open_child(&parent, name).and_then(|dir| {
+            if new {
+                self.finish_new(hierarchy, &parent, &dir, fresh)?;
+            }
+            Ok(dir)
+        });
         if new {
-            let checked = self.finish_new(hierarchy, &parent, &dir, fresh);
             made.push(parent);
-            checked?;
         }
-        Ok(dir)
+        dir
     }
 
     /// What a new directory needs before a process may enter.
@@ -302,6 +299,17 @@ impl Cgroup {
         })
     }
 
+    /// Refuses a group with processes in it or below.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`], or the directory that could not be read.
+    pub fn refuse_populated(&self) -> Result<()> {
+        for member in &self.members {
+            refuse_populated(&member.dir)?;
+        }
+        Ok(())
+    }
+
     /// True if it was found or made in at least one hierarchy.
     #[must_use]
     pub fn exists(&self) -> bool {
@@ -385,6 +393,38 @@ impl Cgroup {
         }
         let clone_into = self.v2().map(Dir::reopen).transpose()?;
         Ok(AttachFds { clone_into, tasks })
+    }
+
+    /// What a further process needs to join a group whose first one is `first`.
+    /// Where the group hands controllers on, that one has moved to a group
+    /// below, and no process may be beside the groups there (cgroup-v2.rst,
+    /// No Internal Process Constraint): on v2 the new process then goes to
+    /// where the first one is.
+    ///
+    /// # Errors
+    /// As [`Cgroup::attach_fds`].
+    pub fn attach_fds_beside(&self, first: u32) -> Result<AttachFds> {
+        let mut fds = self.attach_fds()?;
+        let Some(dir) = self.v2() else {
+            return Ok(fds);
+        };
+        if dir.read("cgroup.subtree_control")?.trim().is_empty() {
+            return Ok(fds);
+        }
+        let path = format!("/proc/{first}/cgroup");
+        // One that has ended is in no group; the join tells that.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let below = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .and_then(|at| at.strip_prefix(self.path.as_str()))
+            .and_then(|at| at.strip_prefix('/'));
+        if let Some(below) = below {
+            let fd = dir.open_dir(below);
+            let fd = fd.map_err(|source| open_error(dir, below, source))?;
+            fds.clone_into = Some(fd.reopen()?);
+        }
+        Ok(fds)
     }
 
     /// Moves a running process (all its threads) into the group, v2 first,
@@ -568,4 +608,16 @@ fn fill_cpuset(root: &Dir, below: &Path, file: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// [`Error::NotEmpty`] for a directory with processes in it or below.
+fn refuse_populated(dir: &Dir) -> Result<()> {
+    let pids = tree_pids(dir)?;
+    if pids.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotEmpty {
+        path: dir.path().to_owned(),
+        pids: pids.into_iter().take(SHOWN_PIDS).collect(),
+    })
 }

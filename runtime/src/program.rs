@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rkube_sys::mount::{
     AttrChange, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
@@ -22,6 +23,10 @@ const BYTES: &str = env!("RKUBE_KEEPER_BYTES");
 const KEPT: &str = concat!("@stage-", env!("RKUBE_KEEPER_HASH"));
 /// Permissions of a kept copy: nobody writes to it, not even by mistake.
 const KEPT_MODE: u32 = 0o500;
+/// How long a copy may be open for writing in the child of another thread, and
+/// the pause between two looks.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 const EMPTY: &CStr = c"";
 
 /// The keeper ELF (`runtime/keeper`).
@@ -85,13 +90,27 @@ impl Program {
         };
         // The path is resolved by the new process before close-on-exec takes
         // the descriptor away.
-        Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        command
             .arg(mode)
             .env_clear()
             .stdin(Stdio::from(socket))
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
+            .stderr(stderr);
+        let start = Instant::now();
+        loop {
+            match command.spawn() {
+                // Another thread was starting a program while the copy was
+                // written: its child has the descriptor until it executes.
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && start.elapsed() < BUSY_LIMIT =>
+                {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 }
 

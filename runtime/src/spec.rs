@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
@@ -62,7 +62,7 @@ pub fn parse(text: &[u8], what: &str) -> Result<(Spec, Vec<String>)> {
         what: what.to_owned(),
         source,
     };
-    let spec: Spec = serde_json::from_slice(text).map_err(fail)?;
+    let spec: Spec = decode(text, "/process").map_err(fail)?;
     check_version(spec.version())?;
     let given: Value = serde_json::from_slice(text).map_err(fail)?;
     // By text, as in `typed`.
@@ -71,6 +71,44 @@ pub fn parse(text: &[u8], what: &str) -> Result<(Spec, Vec<String>)> {
     let mut warnings = Vec::new();
     unknown("", &given, &known, &mut warnings);
     Ok((spec, warnings))
+}
+
+/// A process object (of an exec), as in a spec.
+///
+/// # Errors
+/// No JSON, or a wrong type.
+pub fn process(text: &[u8], what: &str) -> Result<Process> {
+    decode(text, "").map_err(|source| Error::Parse {
+        what: what.to_owned(),
+        source,
+    })
+}
+
+/// Scheduler flags as the runtime-spec writes them (config.md, process,
+/// scheduler), and as `oci_spec` does, which derives the names of its variants.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+/// Reads JSON whose process is at `process` (a JSON pointer).
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+    text: &[u8],
+    process: &str,
+) -> serde_json::Result<T> {
+    let named = |name: &str| text.windows(name.len()).any(|w| w == name.as_bytes());
+    if !SCHEDULER_FLAGS.iter().any(|(name, _)| named(name)) {
+        return serde_json::from_slice(text);
+    }
+    let mut value: Value = serde_json::from_slice(text)?;
+    let flags = value.pointer_mut(&format!("{process}/scheduler/flags"));
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        let other = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name);
+        if let Some((_, other)) = other {
+            *flag = (*other).into();
+        }
+    }
+    typed(&value)
 }
 
 /// What a JSON value describes, by way of its text: `serde_json::from_value`
@@ -206,6 +244,19 @@ mod tests {
             .collect();
         names.sort_unstable();
         assert_eq!(names, ["fresh", "mounts[0].odd", "root.deep"]);
+    }
+
+    #[test]
+    fn scheduler_flags_by_their_names_in_the_spec() {
+        let text = br#"{"ociVersion":"1.3.0","process":{"cwd":"/","user":{"uid":0,"gid":0},
+            "args":["SCHED_FLAG_DL_OVERRUN"],"scheduler":{"policy":"SCHED_DEADLINE","flags":
+            ["SCHED_FLAG_RESET_ON_FORK","SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_KEEP_PARAMS"]}}}"#;
+        let (spec, warnings) = parse(text, "test").unwrap();
+        assert_eq!(warnings, Vec::<String>::new());
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.args().as_ref().unwrap(), &["SCHED_FLAG_DL_OVERRUN"]);
+        let scheduler = process.scheduler().as_ref().unwrap();
+        assert_eq!(scheduler.flags().as_ref().unwrap().len(), 3);
     }
 
     #[test]

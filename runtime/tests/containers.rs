@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rkube_runtime::Error;
-use rkube_runtime::lifecycle::{self, CreateOptions, Record, Signal, Status};
+use rkube_runtime::lifecycle::{self, CreateOptions, Signal, Status};
 use serde_json::{Value, json};
 
 use bundle::{Bundle, exec, wait};
@@ -211,65 +211,6 @@ fn a_program_that_is_not_there_is_told() {
 }
 
 #[test]
-fn hooks_run_in_order_and_see_the_state() {
-    let kinds = [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ];
-    let mut bundle = Bundle::new(&["true"]);
-    let log = bundle.dir.path().join("rootfs/log");
-    let hook = |kind: &str| {
-        // In the container the log is /log.
-        let target = if kind == "startContainer" {
-            Path::new("/log")
-        } else {
-            &log
-        };
-        let script = format!("echo \"{kind} $(cat)\" >> {}", target.display());
-        json!([{"path": "/bin/sh", "args": ["sh", "-c", script],
-            "env": ["PATH=/bin:/usr/bin"], "timeout": 10}])
-    };
-    bundle.spec["hooks"] = kinds.iter().map(|k| ((*k).to_owned(), hook(k))).collect();
-    bundle.spec["root"]["readonly"] = false.into();
-    bundle.spec["annotations"] = json!({"a": "b"});
-    assert_eq!(bundle.run().0, 0);
-    let text = std::fs::read_to_string(&log).unwrap();
-    let told: Vec<(&str, Value)> = text
-        .lines()
-        .map(|line| line.split_once(' ').unwrap())
-        .map(|(kind, state)| (kind, serde_json::from_str(state).unwrap()))
-        .collect();
-    assert_eq!(told.iter().map(|t| t.0).collect::<Vec<_>>(), kinds);
-    let states = [
-        "created", "created", "creating", "created", "running", "stopped",
-    ];
-    for ((kind, state), status) in told.iter().zip(states) {
-        assert_eq!(state["status"], status, "{kind}");
-        assert_eq!(state["id"], bundle.id, "{kind}");
-        assert_eq!(state["annotations"]["a"], "b", "{kind}");
-    }
-
-    // One that fails undoes the container.
-    bundle.spec["hooks"]["createRuntime"] = json!([{"path": "/bin/false"}]);
-    let error = bundle.create().map(drop).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Hook {
-                kind: "createRuntime",
-                ..
-            }
-        ),
-        "{error}"
-    );
-    bundle.nothing_is_left();
-}
-
-#[test]
 fn namespaces_by_path() {
     let holder = Bundle::new(&["sleep", "1000"]);
     let (made, _output) = holder.create().unwrap();
@@ -315,74 +256,159 @@ fn limits_are_in_force_and_change() {
     bundle.nothing_is_left();
 }
 
+/// What a container may use anyway is added by create; an update knows of
+/// none of it.
 #[test]
-fn a_killed_create_is_deleted_from_its_record() {
-    let bundle = Bundle::new(&["true"]);
-    let text = serde_json::to_vec(&bundle.spec).unwrap();
-    let record = Record {
-        scope: None,
-        id: bundle.id.clone(),
-        oci_version: "1.2.0".into(),
-        bundle: bundle.dir.path().to_owned(),
-        rootfs: bundle.dir.path().join("rootfs"),
-        created: String::new(),
-        boot_id: String::new(),
-        cgroup: bundle.id.clone(),
-        cgroup_above: None,
-        pid: 0,
-        start_ticks: 0,
-        made: false,
-        has_process: true,
-        namespaces: 0,
-        annotations: Default::default(),
-    };
-    let container = bundle.store().reserve(record, &text).unwrap();
-    // As far as it came: a cgroup, and a process in it that nobody recorded.
-    let host = rkube_cgroup::Hierarchies::detect().unwrap();
-    let path = rkube_cgroup::CgroupPath::new(&bundle.id).unwrap();
-    let needs = rkube_cgroup::Select::All(rkube_cgroup::Needs::none());
-    let group = rkube_cgroup::Cgroup::create(&host, &path, needs).unwrap();
-    let mut orphan = std::process::Command::new("sleep")
-        .arg("1000")
-        .spawn()
+fn an_update_leaves_devices_alone() {
+    let bundle = Bundle::shell("read x; echo seen > /dev/null && echo usable");
+    let (input, typed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let made = bundle
+        .create_with(CreateOptions {
+            stdio: [Some(input), Some(write), None],
+            ..CreateOptions::default()
+        })
         .unwrap();
-    group.attach(orphan.id()).unwrap();
-    assert_eq!(container.status().unwrap(), Status::Creating);
-    let refused = lifecycle::delete(&bundle.store(), &bundle.id, false);
-    assert!(matches!(refused, Err(Error::State { .. })));
-    let reaper = std::thread::spawn(move || orphan.wait().unwrap());
+    made.container.start().unwrap();
+    let change = serde_json::from_value(json!({"pids": {"limit": 20},
+        "devices": [{"allow": false, "access": "rwm"}]}))
+    .unwrap();
+    lifecycle::update(&made.container, &change).unwrap();
+    rustix::io::write(&typed, b"go\n").unwrap();
+    let mut text = String::new();
+    File::from(read).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "usable\n");
+    wait(&made.pidfd);
+}
+
+/// It is for execs alone (config.md, process): the container's own process is
+/// not bound by it.
+#[test]
+fn an_exec_runs_on_the_processors_that_it_is_given() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+    std::os::unix::fs::symlink("busybox", bundle.dir.path().join("rootfs/bin/grep")).unwrap();
+    let (made, _output) = bundle.create().unwrap();
+    made.container.start().unwrap();
+    let cpus = |text: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with("Cpus_allowed_list:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let status = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let own = cpus(&std::fs::read_to_string("/proc/thread-self/status").unwrap());
+    assert_eq!(cpus(&status(made.container.record.pid)), own);
+    for affinity in [
+        json!({"initial": "0"}),
+        json!({"final": "0"}),
+        json!({"initial": "1", "final": "0"}),
+    ] {
+        let result = exec(&made.container, |p| {
+            p["args"] = json!(["grep", "Cpus_allowed_list", "/proc/self/status"]);
+            p["execCPUAffinity"] = affinity.clone();
+        });
+        let (code, text) = result.unwrap();
+        assert_eq!((code, cpus(&text).as_str()), (0, "0"), "{affinity}");
+    }
+    // The caller is where it was.
+    let now = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    assert_eq!(cpus(&now), own);
+    let refused = exec(&made.container, |p| {
+        p["execCPUAffinity"] = json!({"final": "900"});
+    });
+    let error = refused.unwrap_err().chain();
+    assert!(error.contains("process.execCPUAffinity"), "{error}");
+    made.container.kill(Signal(9), false).unwrap();
+    wait(&made.pidfd);
+}
+
+/// The v2 hierarchy's directory of a container.
+fn unified(bundle: &Bundle) -> std::path::PathBuf {
+    let found = bundle.cgroups();
+    let v2 = found
+        .into_iter()
+        .find(|p| p.join("cgroup.controllers").exists());
+    v2.expect("this host mounts cgroup2")
+}
+
+/// As systemd does in a container: its processes live in a group below, so
+/// that controllers can be handed on.
+#[test]
+fn an_exec_follows_a_container_into_a_group_below() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    // Some controller of v2 that a group can hand on.
+    bundle.spec["linux"]["resources"]["hugepageLimits"] =
+        json!([{"pageSize": "2MB", "limit": 2 << 20}]);
+    let (made, _output) = bundle.create().unwrap();
+    let container = bundle.load();
+    container.start().unwrap();
+    let group = unified(&bundle);
+    let below = group.join("init.scope");
+    std::fs::create_dir(&below).unwrap();
+    let pid = container.record.pid.to_string();
+    std::fs::write(below.join("cgroup.procs"), &pid).unwrap();
+    let controllers = std::fs::read_to_string(group.join("cgroup.controllers")).unwrap();
+    let first = controllers.split_whitespace().next().expect("a controller");
+    std::fs::write(group.join("cgroup.subtree_control"), format!("+{first}")).unwrap();
+    let seen = exec(&container, |p| {
+        p["args"] = json!(["sh", "-c", "cat /proc/self/cgroup"]);
+    });
+    let (code, text) = seen.unwrap();
+    assert_eq!(code, 0);
+    assert!(text.contains("0::/init.scope\n"), "{text}");
     lifecycle::delete(&bundle.store(), &bundle.id, true).unwrap();
-    assert!(!reaper.join().unwrap().success());
+    wait(&made.pidfd);
     bundle.nothing_is_left();
 }
 
+/// A kill while nobody waits is told by the next wait.
 #[test]
-fn a_recycled_pid_is_left_alone() {
-    let bundle = Bundle::new(&["true"]);
-    let mut other = std::process::Command::new("sleep")
-        .arg("1000")
-        .spawn()
-        .unwrap();
-    // Start times count in hundredths of a second (USER_HZ).
-    std::thread::sleep(Duration::from_millis(30));
+fn no_oom_kill_is_lost_between_two_waits() {
+    let mut bundle = Bundle::new(&["sleep", "1000"]);
+    std::os::unix::fs::symlink("busybox", bundle.dir.path().join("rootfs/bin/tail")).unwrap();
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
     let (made, _output) = bundle.create().unwrap();
     made.container.start().unwrap();
-    wait(&made.pidfd);
-    let mut container = bundle.load();
-    container.record.pid = i32::try_from(other.id()).unwrap();
-    container.save().unwrap();
-    assert_eq!(container.status().unwrap(), Status::Stopped);
-    assert!(matches!(
-        container.kill(Signal(9), false),
-        Err(Error::NotRunning)
-    ));
+    let watch = made.container.oom_watch().unwrap();
+    let mut seen = watch.take().unwrap().kills;
+    let wait_now = |seen: &mut u64| {
+        lifecycle::wait_events(&made.pidfd, &watch, seen, Duration::from_millis(1)).unwrap()
+    };
+    assert_eq!(wait_now(&mut seen), (false, false));
+    let (code, _) = exec(&made.container, |p| {
+        p["args"] = json!(["tail", "/dev/zero"])
+    })
+    .unwrap();
+    assert_eq!(code, 128 + 9);
+    assert_eq!(wait_now(&mut seen), (false, true));
+    assert_eq!(wait_now(&mut seen), (false, false));
     lifecycle::delete(&bundle.store(), &bundle.id, true).unwrap();
-    assert!(
-        other.try_wait().unwrap().is_none(),
-        "a foreign process was killed"
+    wait(&made.pidfd);
+}
+
+#[test]
+fn a_new_file_system_is_read_only_itself() {
+    let mut bundle = Bundle::shell("grep ' /both ' /proc/self/mountinfo");
+    std::os::unix::fs::symlink("busybox", bundle.dir.path().join("rootfs/bin/grep")).unwrap();
+    let layer = |name: &str| {
+        let path = bundle.dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path.display().to_string()
+    };
+    let layers = ["lowerdir", "upperdir", "workdir"];
+    let options: Vec<String> = layers.iter().map(|l| format!("{l}={}", layer(l))).collect();
+    let mounts = bundle.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/both", "type": "overlay", "source": "overlay",
+        "options": ["ro", options[0], options[1], options[2]]}),
     );
-    other.kill().unwrap();
-    other.wait().unwrap();
+    let (code, text) = bundle.run();
+    assert_eq!(code, 0, "{text}");
+    // Behind the dash: type, source, and the options of the file system.
+    let own = text.split(" - overlay overlay ").nth(1).expect("overlay");
+    assert!(own.starts_with("ro,"), "{text}");
 }
 
 #[test]

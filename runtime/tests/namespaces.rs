@@ -401,6 +401,47 @@ fn an_agent_is_asked() {
     }
 }
 
+/// Without no_new_privs the filter is in force before the last capabilities
+/// go: what they are set with may be asked about, for the agent is there.
+#[test]
+fn an_agent_is_asked_about_what_comes_before_the_program() {
+    let mut bundle = Bundle::shell("echo runs");
+    let socket = bundle.dir.path().join("agent");
+    let listener = UnixListener::bind(&socket).unwrap();
+    bundle.spec["process"]["noNewPrivileges"] = false.into();
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": socket,
+        "syscalls": [{"names": ["capset"], "action": "SCMP_ACT_NOTIFY"}],
+    });
+    let (made, mut output) = bundle.create().unwrap();
+    let (done, answered) = std::sync::mpsc::channel();
+    let agent = std::thread::spawn(move || {
+        let (_, fds) = receive(&listener);
+        let asked = rkube_sys::seccomp::receive(fds[0].as_fd()).unwrap();
+        rkube_sys::seccomp::answer(fds[0].as_fd(), asked.id, 0).unwrap();
+        done.send(()).unwrap();
+    });
+    let container = bundle.load();
+    let starter = std::thread::spawn(move || container.start());
+    let answered = answered.recv_timeout(std::time::Duration::from_secs(20));
+    lifecycle_kill_unless(answered.is_ok(), &made);
+    assert!(answered.is_ok(), "nobody asked the agent");
+    starter.join().unwrap().unwrap();
+    agent.join().unwrap();
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "runs\n");
+    wait(&made.pidfd);
+}
+
+/// Ends a container that would wait for ever.
+fn lifecycle_kill_unless(fine: bool, made: &rkube_runtime::lifecycle::Made) {
+    if !fine {
+        let _ = rkube_sys::signal::pidfd_signal(made.pidfd.as_fd(), 9);
+    }
+}
+
 /// Answers the first question with EXDEV (seccomp_unotify(2)); the pid that
 /// asked.
 fn refuse_one(listener: &OwnedFd) -> u32 {

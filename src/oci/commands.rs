@@ -55,7 +55,7 @@ pub(super) fn run(cli: Cli, log: &mut Log) -> Result<i32> {
         Command::Exec(args) => return exec(&store, args, log),
         Command::Spec(args) => spec(&args)?,
         Command::Features => print(&format!("{:#}\n", features()))?,
-        Command::List(args) => list(&store, &args)?,
+        Command::List(args) => list(&store, &args, log)?,
         Command::Ps(args) => return ps(&store, args),
         Command::Pause(args) => store.load(&args.id)?.pause()?,
         Command::Resume(args) => store.load(&args.id)?.resume()?,
@@ -252,10 +252,7 @@ fn read_input(path: &Path) -> Result<Vec<u8>> {
 fn exec_process(container: &Container, args: &Exec) -> Result<Process> {
     if let Some(path) = &args.process {
         let text = read_input(path)?;
-        return serde_json::from_slice(&text).map_err(|source| Error::Parse {
-            what: path.display().to_string(),
-            source,
-        });
+        return rkube_runtime::spec::process(&text, &path.display().to_string());
     }
     if args.argv.is_empty() {
         return Err(usage("a program to execute is missing"));
@@ -269,9 +266,8 @@ fn exec_process(container: &Container, args: &Exec) -> Result<Process> {
     if let Some(cwd) = &args.cwd {
         process.set_cwd(cwd.clone());
     }
-    let mut env = process.env().clone().unwrap_or_default();
-    env.extend(args.env.iter().cloned());
-    process.set_env(Some(env));
+    let env = process.env().clone().unwrap_or_default();
+    process.set_env(Some(with_changes(env, &args.env)));
     if let Some(text) = &args.user {
         let (uid, gid) = user(text)?;
         let user = process.user_mut();
@@ -304,6 +300,19 @@ fn exec_process(container: &Container, args: &Exec) -> Result<Process> {
         add_capabilities(&mut process, &args.cap)?;
     }
     Ok(process)
+}
+
+/// An environment with changes, each of which replaces what there was of its
+/// name: programs look at the first one that they find (getenv(3)).
+fn with_changes(mut env: Vec<String>, changes: &[String]) -> Vec<String> {
+    fn name(pair: &str) -> &str {
+        pair.split_once('=').map_or(pair, |(name, _)| name)
+    }
+    for change in changes {
+        env.retain(|pair| name(pair) != name(change));
+        env.push(change.clone());
+    }
+    env
 }
 
 /// UID, or UID and GID; digits only, so that no name and no overflow becomes
@@ -424,12 +433,14 @@ fn events(store: &Store, args: &Events) -> Result<()> {
     }
     let pidfd = container.pidfd().ok_or(Error::NotRunning)?;
     let watch = container.oom_watch()?;
+    // Kept from wait to wait: what happens while a line is printed counts too.
+    let mut kills = watch.take()?.kills;
     loop {
         match container.stats() {
             Err(Error::NotRunning) => return Ok(()),
             other => event(&resources::stats_event(&args.id, &other?))?,
         }
-        let (ended, oom) = lifecycle::wait_events(&pidfd, &watch, every)?;
+        let (ended, oom) = lifecycle::wait_events(&pidfd, &watch, &mut kills, every)?;
         if oom {
             event(&json!({"type": "oom", "id": args.id}))?;
         }
@@ -447,6 +458,14 @@ fn event(value: &Value) -> Result<()> {
 mod tests {
     use super::super::show::only;
     use super::*;
+
+    #[test]
+    fn the_last_word_on_a_variable_holds() {
+        let list = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let env = list("PATH=/bin A=1 AB=2 A=3");
+        let changed = with_changes(env, &list("A=4 PATH=/opt B=5 A="));
+        assert_eq!(changed, list("AB=2 PATH=/opt B=5 A="));
+    }
 
     #[test]
     fn users_are_numbers() {

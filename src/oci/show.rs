@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::{List, Ps};
 use super::commands::{Result, print, usage};
+use super::log::Log;
 
 fn shown_pid(container: &Container, status: Status) -> i32 {
     if status == Status::Stopped {
@@ -93,9 +94,13 @@ pub(super) fn features() -> Value {
     })
 }
 
-pub(super) fn list(store: &Store, args: &List) -> Result<()> {
+pub(super) fn list(store: &Store, args: &List, log: &mut Log) -> Result<()> {
     let mut rows = Vec::new();
-    for (container, owner) in store.list()? {
+    let found = store.list()?;
+    for error in &found.unreadable {
+        log.warn(&error.chain());
+    }
+    for (container, owner) in found.containers {
         let mut row = state_value(&container)?;
         row["owner"] = owner_name(owner).into();
         rows.push(row);

@@ -306,21 +306,25 @@ impl Systemd {
 }
 
 /// The limits that systemd has properties for. They are written to the group
-/// as well; systemd must know them, or it would undo them when it reloads.
+/// as well; systemd must know them, or it would undo them when it reloads. What
+/// [`Cgroup::apply`](crate::Cgroup::apply) takes for "not set" is left out here
+/// too.
 #[must_use]
 pub fn properties(resources: &LinuxResources) -> Vec<(&'static str, Property)> {
     const INFINITY: u64 = u64::MAX;
     let mut out = Vec::new();
     let limit = |value: i64| u64::try_from(value).unwrap_or(INFINITY);
     if let Some(memory) = resources.memory() {
-        if let Some(max) = memory.limit() {
+        if let Some(max) = memory.limit().filter(|max| *max != 0) {
             out.push(("MemoryMax", Property::Number(limit(max))));
         }
-        if let Some(low) = memory.reservation() {
+        if let Some(low) = memory.reservation().filter(|low| *low != 0) {
             out.push(("MemoryLow", Property::Number(limit(low))));
         }
-        if let (Some(both), Some(max)) = (memory.swap(), memory.limit())
-            && let Ok(Some(swap)) = crate::convert::swap_to_v2(Some(both), Some(max))
+        if let (Some(both), Some(max)) = (
+            memory.swap().filter(|both| *both != 0),
+            memory.limit().filter(|max| *max != 0),
+        ) && let Ok(Some(swap)) = crate::convert::swap_to_v2(Some(both), Some(max))
         {
             out.push(("MemorySwapMax", Property::Number(limit(swap))));
         }
@@ -329,7 +333,7 @@ pub fn properties(resources: &LinuxResources) -> Vec<(&'static str, Property)> {
         if let Some(shares) = cpu.shares().filter(|s| *s != 0) {
             out.push(("CPUWeight", Property::Number(shares_to_weight(shares))));
         }
-        if let Some(quota) = cpu.quota() {
+        if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
             let period = cpu.period().filter(|p| *p != 0).unwrap_or(100_000);
             let per_second = u64::try_from(quota)
                 .ok()
@@ -349,12 +353,9 @@ pub fn properties(resources: &LinuxResources) -> Vec<(&'static str, Property)> {
         }
     }
     if let Some(pids) = resources.pids() {
-        let most = if pids.limit() > 0 {
-            limit(pids.limit())
-        } else {
-            INFINITY
-        };
-        out.push(("TasksMax", Property::Number(most)));
+        // 0 would let nothing start, and is taken as 1.
+        let most = if pids.limit() == 0 { 1 } else { pids.limit() };
+        out.push(("TasksMax", Property::Number(limit(most))));
     }
     out
 }

@@ -264,6 +264,29 @@ fn limits_as_properties() {
     assert_eq!(of("TasksMax"), Some(Property::Number(7)));
     assert_eq!(of("AllowedCPUs"), Some(Property::Bytes(vec![7, 2])));
     assert!(of("CPUWeight").is_some() && of("AllowedMemoryNodes").is_none());
+    // What `apply` leaves as it is, systemd must not be told.
+    let unset = serde_json::from_value(serde_json::json!({
+        "memory": {"limit": 0, "swap": 0, "reservation": 0},
+        "cpu": {"shares": 0, "quota": 0, "period": 0},
+        "pids": {"limit": 0},
+    }))
+    .unwrap();
+    // 0 processes are taken as 1, by both.
+    assert_eq!(properties(&unset), [("TasksMax", Property::Number(1))]);
+    let none = serde_json::from_value(serde_json::json!({
+        "memory": {"limit": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1},
+    }))
+    .unwrap();
+    let infinite = |name| (name, Property::Number(u64::MAX));
+    assert_eq!(
+        properties(&none),
+        [
+            infinite("MemoryMax"),
+            ("CPUQuotaPeriodUSec", Property::Number(100_000)),
+            infinite("CPUQuotaPerSecUSec"),
+            infinite("TasksMax"),
+        ]
+    );
     for bad in ["x", "3-1", "0-99999", ""] {
         assert_eq!(cpu_mask(bad), None, "{bad}");
     }

@@ -179,7 +179,11 @@ impl Inner {
             state: serde_json::json!({ "id": object, "status": "running" }),
             seccomp: profile.as_ref(),
             personality: None,
-            attach: Some(group.attach_fds().map_err(on_cgroup)?),
+            attach: Some(
+                group
+                    .attach_fds_beside(target.first.pid.unsigned_abs())
+                    .map_err(on_cgroup)?,
+            ),
             stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
             extra_fds: Vec::new(),
             home: None,

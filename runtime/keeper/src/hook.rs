@@ -1,13 +1,14 @@
 //! Hooks that run in the container's namespaces.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Context, Result, refusal};
@@ -28,7 +29,16 @@ pub fn run(
     if let Some((zero, rest)) = argv.split_first() {
         command.arg0(text(zero)).args(rest.iter().map(|a| text(a)));
     }
-    command.env_clear().stdin(Stdio::piped());
+    // A file has room for any state, and is no trouble when nobody reads it.
+    let state = rkube_sys::memfd::sealed_data(c"rkube-hook", stdin.to_bytes())
+        .and_then(|fd| {
+            rustix::fs::seek(&fd, SeekFrom::Start(0))
+                .map(|_| fd)
+                .map_err(Into::into)
+        })
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        .on("keep input of hook", show(path))?;
+    command.env_clear().stdin(Stdio::from(state));
     for pair in env {
         let bytes = pair.to_bytes();
         if let Some(cut) = bytes.iter().position(|b| *b == b'=') {
@@ -39,10 +49,6 @@ pub fn run(
         }
     }
     let mut child = command.spawn().on("run hook", show(path))?;
-    if let Some(mut pipe) = child.stdin.take() {
-        // A hook need not read its input.
-        let _ = pipe.write_all(stdin.to_bytes());
-    }
     if let Some(seconds) = timeout_s {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| refusal("watch hook", show(path), "it has no pid"))?;

@@ -1,5 +1,7 @@
 //! Who a program runs as: limits, groups, user, capabilities, filter.
 
+use std::os::fd::OwnedFd;
+
 use rkube_sys::seccomp;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -246,24 +248,25 @@ pub fn assume(program: &Program) -> Result<()> {
 }
 
 /// The last two things before the program: its capabilities and its filter.
+/// `hand_over` gets a seccomp listener at once, before anything else that the
+/// filter may ask about.
 pub fn seal(
     program: &Program,
     filter: Option<&PreparedFilter>,
-) -> Result<Option<std::os::fd::OwnedFd>> {
-    let mut listener = None;
+    hand_over: &dyn Fn(&OwnedFd) -> Result<()>,
+) -> Result<()> {
+    let load = || match filter.map(PreparedFilter::load).transpose()?.flatten() {
+        Some(listener) => hand_over(&listener),
+        None => Ok(()),
+    };
     if program.no_new_privileges {
         rustix::thread::set_no_new_privs(true).on("set", "no_new_privs")?;
         final_capabilities(program)?;
-        if let Some(filter) = filter {
-            listener = filter.load()?;
-        }
+        load()
     } else {
-        if let Some(filter) = filter {
-            listener = filter.load()?;
-        }
-        final_capabilities(program)?;
+        load()?;
+        final_capabilities(program)
     }
-    Ok(listener)
 }
 
 fn limit_bounding_set(wanted: u64, effective: u64) -> Result<()> {
@@ -352,7 +355,7 @@ impl PreparedFilter {
     }
 
     /// Loads it into the calling thread.
-    pub fn load(&self) -> Result<Option<std::os::fd::OwnedFd>> {
+    pub fn load(&self) -> Result<Option<OwnedFd>> {
         seccomp::load(&self.program, self.flags).map_err(|errno| {
             let mut failed = failure("load", "seccomp filter", errno);
             if errno == Errno::ACCESS {

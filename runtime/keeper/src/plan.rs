@@ -406,6 +406,12 @@ wire_enum! {
             /// Bit mask of nodes.
             nodes: Vec<u64>,
         }
+        /// Sets the processors that the process may run on
+        /// (sched_setaffinity(2)).
+        22 CpuAffinity {
+            /// Bit mask of processors.
+            cpus: Vec<u64>,
+        }
     }
 }
 

@@ -34,6 +34,27 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     send_with(socket, bytes, fds, SendFlags::empty())
 }
 
+/// Sends one packet with one descriptor, and makes no other system call: it
+/// needs no memory but the stack.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_one(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::TOOBIG);
+    }
+    loop {
+        let parts = [IoSlice::new(bytes)];
+        match sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// Sends one packet with flags of sendmsg(2).
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! The plan of a further process in a running container.
 
-use rkube_keeper::plan::Join;
+use rkube_keeper::plan::{Join, Step};
 
 use super::{Draft, ExecInput, Source, attach, process, streams};
 use crate::error::Result;
@@ -41,6 +41,13 @@ pub fn plan_exec(input: ExecInput<'_>) -> Result<Draft> {
     process::seccomp(&mut draft, input.seccomp, input.seccomp_cache, &|| {
         input.state.clone()
     })?;
+    let affinity = input.process.exec_cpu_affinity().as_ref();
+    let list = affinity.and_then(|a| a.cpu_affinity_final().as_deref());
+    if let Some(list) = list.filter(|list| !list.is_empty()) {
+        // After the cgroup has been joined, which may have changed it.
+        let cpus = super::number_mask("process.execCPUAffinity.final", list)?;
+        draft.plan.start_steps.push(Step::CpuAffinity { cpus });
+    }
     streams(&mut draft, input.stdio, input.extra_fds)?;
     Ok(draft)
 }

@@ -19,6 +19,7 @@ mod host;
 mod mounts;
 mod numa;
 pub(crate) use mounts::normal;
+pub(crate) use numa::mask as number_mask;
 pub mod options;
 mod process;
 

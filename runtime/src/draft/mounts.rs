@@ -42,6 +42,32 @@ pub(super) struct Steps {
     slot: u16,
 }
 
+/// File systems that are views of the kernel, whose instances containers may
+/// share, and tmpfs, which is filled first: of these only the mount is made
+/// read-only.
+const KERNELS_OWN: [&str; 20] = [
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "proc",
+    "pstore",
+    "ramfs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+
 /// Absolute and without `.` and `..`, as the container sees it.
 pub(crate) fn normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::from("/");
@@ -280,6 +306,11 @@ fn new(
             None => None,
         };
         data.push((c_string(field, key.as_str())?, value));
+    }
+    if options.attributes.set & MOUNT_ATTR_RDONLY != 0 && !KERNELS_OWN.contains(&made.kind) {
+        // The file system as well as its mount: a device that cannot be
+        // written to is no error then, and no journal is replayed.
+        data.push((c_string(field, "ro")?, None));
     }
     let filesystem = Step::Filesystem {
         slot,

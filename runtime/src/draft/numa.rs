@@ -5,9 +5,10 @@ use rkube_keeper::plan::Step;
 
 use crate::error::{Error, Result};
 
-/// Most nodes of any kernel (`MAX_NUMNODES`, CONFIG_NODES_SHIFT of at most 10).
-const MAX_NODES: u32 = 1024;
-const FIELD: &str = "linux.memoryPolicy";
+/// Most nodes of any kernel (`MAX_NUMNODES`, CONFIG_NODES_SHIFT of at most 10),
+/// and most processors of a `cpu_set_t` (`sched.h`).
+const MAX_NUMBERS: u32 = 1024;
+const NODES: &str = "linux.memoryPolicy.nodes";
 
 /// The step that puts a policy in force.
 pub(super) fn step(policy: &LinuxMemoryPolicy) -> Result<Step> {
@@ -31,22 +32,22 @@ pub(super) fn step(policy: &LinuxMemoryPolicy) -> Result<Step> {
     });
     Ok(Step::MemoryPolicy {
         mode: mode | flags,
-        nodes: nodes(policy.nodes().as_deref().unwrap_or_default())?,
+        nodes: mask(NODES, policy.nodes().as_deref().unwrap_or_default())?,
     })
 }
 
-/// A list like `0-3,7` as a bit mask.
-fn nodes(list: &str) -> Result<Vec<u64>> {
+/// A list like `0-3,7` of nodes or processors as a bit mask.
+pub(crate) fn mask(field: &str, list: &str) -> Result<Vec<u64>> {
     let wrong = || {
         Error::spec(
-            FIELD,
-            format!("nodes {list:?} is no list like 0-3,7 of nodes below {MAX_NODES}"),
+            field,
+            format!("{list:?} is no list like 0-3,7 of numbers below {MAX_NUMBERS}"),
         )
     };
     let mut mask = Vec::new();
     for range in list.split(',').filter(|_| !list.trim().is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let number = |text: &str| text.trim().parse::<u32>().ok().filter(|n| *n < MAX_NODES);
+        let number = |text: &str| text.trim().parse::<u32>().ok().filter(|n| *n < MAX_NUMBERS);
         let (first, last) = number(first).zip(number(last)).ok_or_else(wrong)?;
         if first > last {
             return Err(wrong());
@@ -68,11 +69,11 @@ mod tests {
 
     #[test]
     fn lists_of_nodes() {
-        assert!(nodes("").unwrap().is_empty());
-        assert_eq!(nodes("0-3, 7").unwrap(), [0x8f_u64]);
-        assert_eq!(nodes("64").unwrap(), [0_u64, 1]);
+        assert!(mask(NODES, "").unwrap().is_empty());
+        assert_eq!(mask(NODES, "0-3, 7").unwrap(), [0x8f_u64]);
+        assert_eq!(mask(NODES, "64").unwrap(), [0_u64, 1]);
         for bad in ["a", "3-1", "1024", "-1", "1,,2", "0-"] {
-            assert!(nodes(bad).is_err(), "{bad}");
+            assert!(mask(NODES, bad).is_err(), "{bad}");
         }
     }
 }

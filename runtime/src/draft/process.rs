@@ -105,12 +105,6 @@ fn refuse(draft: &mut Draft, process: &Process) -> Result<()> {
     if set(process.selinux_label()) {
         draft.plan_lsm("process.selinuxLabel", Lsm::Selinux);
     }
-    if process.exec_cpu_affinity().is_some() {
-        return Err(Error::unsupported(
-            "process.execCPUAffinity",
-            "CPU affinity",
-        ));
-    }
     if set(process.command_line()) {
         draft.warn("process.commandLine", "it is for Windows only; ignored");
     }

@@ -173,6 +173,9 @@ impl Container {
     /// [`Error::NotRunning`], or what the kernel refused.
     pub fn kill(&self, signal: Signal, all: bool) -> Result<()> {
         let shares_pids = self.record.namespaces & CLONE_NEWPID == 0;
+        if !self.record.is_of_this_boot()? {
+            return Err(Error::NotRunning);
+        }
         if all || (signal.0 == SIGKILL && shares_pids) {
             let group = open_group(&self.record)?;
             if signal.0 == SIGKILL {
@@ -263,6 +266,9 @@ fn signal_pidfd(pidfd: &std::os::fd::OwnedFd, signal: Signal) -> Result<()> {
 }
 
 /// Changes the limits of a container that has not stopped; returns warnings.
+/// Devices stay as they were: create has added those that every container may
+/// use, and a caller that hands over all resources of a spec knows of none of
+/// them (other runtimes leave devices out of an update too).
 ///
 /// # Errors
 /// [`Error::NotRunning`], or the limit that was refused.
@@ -270,10 +276,12 @@ pub fn update(container: &Container, resources: &LinuxResources) -> Result<Vec<S
     if !container.is_alive() {
         return Err(Error::NotRunning);
     }
+    let mut limits = resources.clone();
+    limits.set_devices(None);
     if let Some(scope) = &container.record.scope {
-        super::scope::update(scope, resources)?;
+        super::scope::update(scope, &limits)?;
     }
-    let warnings = open_group(&container.record)?.apply(resources, &Extras::default())?;
+    let warnings = open_group(&container.record)?.apply(&limits, &Extras::default())?;
     Ok(warnings
         .into_iter()
         .map(|w| format!("{}: {}", w.setting, w.message))

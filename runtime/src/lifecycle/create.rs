@@ -13,7 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::record::{Container, Record, Store, boot_id, check_id, process_stat};
 use super::{
-    KILL_WAIT, cgroup_path, first_missing, grantable, hierarchies, hook, remove_group, scope, user,
+    KILL_WAIT, cgroup_path, first_missing, grantable, hierarchies, hook, remove_group,
+    remove_unused_groups, scope, user,
 };
 use crate::draft::{CgroupInput, HookKind, PlanInput, hooks_of, plan_container};
 use crate::error::{Context, Error, Result};
@@ -95,6 +96,10 @@ pub fn create(store: &Store, mut options: CreateOptions) -> Result<Made> {
         Some(scope) => scope.path()?,
         None => cgroup_path(&spec, &options.id)?,
     };
+    store.refuse_taken(&options.id)?;
+    // A record says that what is in the group is the container's own, to be
+    // killed at its deletion: there is none of one that is another's.
+    Cgroup::open(&hierarchies, &cgroup)?.refuse_populated()?;
     let rootfs = spec.root().as_ref().map(|root| bundle.join(root.path()));
     let record = Record {
         id: options.id.clone(),
@@ -306,6 +311,8 @@ impl Job<'_> {
             if let Err(error) = gone {
                 errors.push(error);
             }
+        } else if let Err(error) = remove_unused_groups(self.hierarchies, &container.record) {
+            errors.push(error);
         }
         if state.hooked {
             let id = &container.record.id;

@@ -16,7 +16,8 @@ const SIGKILL: i32 = 9;
 
 /// Deletes a stopped container or, with `force`, one in any state; also one
 /// whose create was killed, and one that is half deleted. Without a container
-/// of that id, `force` finds nothing to do. Returns hooks that failed.
+/// of that id, `force` finds nothing to do; a record that cannot be read it
+/// removes, and touches nothing else. Returns hooks that failed.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::State`], or what could not be removed: the
@@ -26,6 +27,11 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<Vec<String>> {
         Err(Error::NotFound { .. }) if force => {
             store.sweep(id)?;
             return Ok(Vec::new());
+        }
+        Err(error @ Error::Parse { .. }) if force => {
+            store.sweep(id)?;
+            let left = "processes and cgroups, if it had any, were left alone";
+            return Ok(vec![format!("{}; {left}", error.chain())]);
         }
         other => other?,
     };
@@ -47,10 +53,15 @@ fn remove(container: &Container) -> Result<Vec<String>> {
     let path = CgroupPath::new(&record.cgroup)?;
     let hierarchies = super::hierarchies()?;
     let group = Cgroup::open(&hierarchies, &path)?;
-    if group.exists() {
-        group.kill_all(KILL_WAIT)?;
+    if record.is_of_this_boot()? {
+        if group.exists() {
+            group.kill_all(KILL_WAIT)?;
+        }
+        super::remove_group(&hierarchies, record)?;
+    } else if group.exists() && group.pids()?.is_empty() {
+        // Of an earlier boot nothing runs: who is in it is another's.
+        super::remove_group(&hierarchies, record)?;
     }
-    super::remove_group(&hierarchies, record)?;
     // Their failure is told and does not keep the container (runtime-spec,
     // runtime.md, Lifecycle, step 13).
     let hooks = container.spec().and_then(|spec| {

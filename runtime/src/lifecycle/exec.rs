@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use oci_spec::runtime::Process;
 use rkube_keeper::protocol::Kind;
 use rkube_sys::clone::CLONE_NEWUSER;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::create::{send_descriptor, write_pid};
 use super::record::{Container, Status};
 use super::{grantable, open_group, user};
 use crate::draft::{ExecInput, host_user, plan_exec, state_value};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::launch::{Launched, launch};
 
 /// What runs, and how.
@@ -33,6 +34,36 @@ pub struct ExecOptions {
     pub keeps_terminal: bool,
     /// In a paused container too.
     pub ignore_paused: bool,
+}
+
+/// Processors of the calling thread, and of what it starts, until it is
+/// dropped.
+#[derive(Debug)]
+struct Affinity {
+    before: CpuSet,
+}
+
+impl Affinity {
+    /// Those that an exec begins with, before it is in the container's cgroup.
+    fn initial(process: &Process) -> Result<Option<Self>> {
+        const FIELD: &str = "process.execCPUAffinity.initial";
+        let affinity = process.exec_cpu_affinity().as_ref();
+        let list = affinity.and_then(|a| a.initial().as_deref());
+        let Some(list) = list.filter(|list| !list.is_empty()) else {
+            return Ok(None);
+        };
+        let mask = crate::draft::number_mask(FIELD, list)?;
+        let before = sched_getaffinity(None).on("read", "CPU affinity")?;
+        rkube_sys::process::set_cpu_affinity(&mask).on("set", format!("{FIELD} {list}"))?;
+        Ok(Some(Self { before }))
+    }
+}
+
+impl Drop for Affinity {
+    fn drop(&mut self) {
+        // A command ends soon; nothing else depends on it.
+        let _ = sched_setaffinity(None, &self.before);
+    }
 }
 
 /// Runs a process in a container; returns when it has been executed.
@@ -96,7 +127,7 @@ pub fn exec(container: &Container, options: ExecOptions) -> Result<Launched> {
         seccomp: profile,
         seccomp_cache: filters.as_ref(),
         personality: linux.and_then(|l| l.personality().as_ref()),
-        attach: Some(open_group(&container.record)?.attach_fds()?),
+        attach: Some(open_group(record)?.attach_fds_beside(record.pid.unsigned_abs())?),
         stdio: options.stdio,
         extra_fds: options.extra_fds,
         home,
@@ -106,7 +137,11 @@ pub fn exec(container: &Container, options: ExecOptions) -> Result<Launched> {
             u64::MAX
         },
     })?;
-    let mut launched = launch(&container.program()?, draft.open()?, Kind::Exec {}, None)?;
+    let prepared = draft.open()?;
+    let mut launched = {
+        let _initial = Affinity::initial(&options.process)?;
+        launch(&container.program()?, prepared, Kind::Exec {}, None)?
+    };
     let finish = |launched: &mut Launched| {
         if let (Some(socket), Some(master)) = (&options.console_socket, &launched.terminal) {
             send_descriptor(socket, "/dev/ptmx", master.as_fd())?;

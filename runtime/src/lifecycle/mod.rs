@@ -28,7 +28,7 @@ pub use delete::delete;
 pub use events::wait_events;
 pub use exec::{ExecOptions, exec};
 pub use foreground::Foreground;
-pub use record::{Container, Record, Status, Store, check_id};
+pub use record::{Container, Listed, Record, Status, Store, check_id};
 
 use rkube_cgroup::{CgroupPath, Hierarchies};
 use std::path::Path;
@@ -92,6 +92,24 @@ fn remove_group(hierarchies: &Hierarchies, record: &Record) -> Result<()> {
     if let Some(scope) = &record.scope {
         scope::stop(scope)?;
     }
+    remove_groups_above(hierarchies, record, &path)
+}
+
+/// Removes what a create has made of a container's groups, as far as it came,
+/// and as far as it holds nothing.
+fn remove_unused_groups(hierarchies: &Hierarchies, record: &Record) -> Result<()> {
+    let path = CgroupPath::new(&record.cgroup)?;
+    rkube_cgroup::Cgroup::remove_empty(hierarchies, &path)?;
+    remove_groups_above(hierarchies, record, &path)
+}
+
+/// Removes the groups above a container's that were made for it and hold
+/// nothing else.
+fn remove_groups_above(
+    hierarchies: &Hierarchies,
+    record: &Record,
+    path: &CgroupPath,
+) -> Result<()> {
     let Some(top) = &record.cgroup_above else {
         return Ok(());
     };

@@ -66,6 +66,26 @@ pub struct Record {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Record {
+    /// Whether its container was made since the host started.
+    ///
+    /// # Errors
+    /// /proc that cannot be read.
+    pub(super) fn is_of_this_boot(&self) -> Result<bool> {
+        Ok(boot_id()? == self.boot_id)
+    }
+}
+
+/// All containers below one directory, with their owners, and the records that
+/// could not be read.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// By id; with the user id of the record's owner.
+    pub containers: Vec<(Container, u32)>,
+    /// Why not, with the file.
+    pub unreadable: Vec<Error>,
+}
+
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -154,6 +174,17 @@ impl Store {
         self.root.join(id)
     }
 
+    /// Refuses an id that a container has; [`Store::reserve`] has the last word.
+    ///
+    /// # Errors
+    /// [`Error::Exists`].
+    pub(super) fn refuse_taken(&self, id: &str) -> Result<()> {
+        if self.dir(id).exists() {
+            return Err(Error::Exists { id: id.to_owned() });
+        }
+        Ok(())
+    }
+
     /// Records that a container is about to be made.
     ///
     /// # Errors
@@ -211,17 +242,18 @@ impl Store {
         remove_directory(&self.dir(id))
     }
 
-    /// All containers with a record, by id; with the owner's name.
+    /// All containers with a record, by id. One that cannot be read hides none
+    /// of the others.
     ///
     /// # Errors
     /// The directory that could not be read.
-    pub fn list(&self) -> Result<Vec<(Container, u32)>> {
+    pub fn list(&self) -> Result<Listed> {
         let shown = || self.root.display().to_string();
         let entries = match std::fs::read_dir(&self.root) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Listed::default()),
             other => other.on("read", shown())?,
         };
-        let mut out = Vec::new();
+        let mut out = Listed::default();
         for entry in entries {
             let entry = entry.on("read", shown())?;
             let name = entry.file_name();
@@ -231,14 +263,15 @@ impl Store {
             match self.load(id) {
                 Ok(container) => {
                     let owner = entry.metadata().map(|m| m.uid()).unwrap_or_default();
-                    out.push((container, owner));
+                    out.containers.push((container, owner));
                 }
                 // Deleted meanwhile, or not made yet.
                 Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => out.unreadable.push(error),
             }
         }
-        out.sort_unstable_by(|(a, _), (b, _)| a.record.id.cmp(&b.record.id));
+        out.containers
+            .sort_unstable_by(|(a, _), (b, _)| a.record.id.cmp(&b.record.id));
         Ok(out)
     }
 }
@@ -319,7 +352,7 @@ impl Container {
     pub fn spec(&self) -> Result<Spec> {
         let path = self.dir.join(SPEC);
         let text = read_bounded(&path, MAX_SPEC_BYTES)?;
-        serde_json::from_slice(&text).map_err(|source| Error::Parse {
+        crate::spec::decode(&text, "/process").map_err(|source| Error::Parse {
             what: path.display().to_string(),
             source,
         })
@@ -329,7 +362,7 @@ impl Container {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.record.pid > 0
-            && boot_id().is_ok_and(|id| id == self.record.boot_id)
+            && self.record.is_of_this_boot().is_ok_and(|same| same)
             && process_stat(self.record.pid) == Some((self.record.start_ticks, true))
     }
 

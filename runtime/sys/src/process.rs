@@ -72,6 +72,24 @@ pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> Result<(), Errno> {
     crate::check(ret).map(drop)
 }
 
+/// Sets the processors that the calling thread may run on, by a bit mask.
+///
+/// # Errors
+/// sched_setaffinity(2)'s: `EINVAL` for none that is there and allowed.
+pub fn set_cpu_affinity(mask: &[u64]) -> Result<(), Errno> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    for (word, bits) in mask.iter().enumerate() {
+        for bit in (0..64).filter(|bit| bits & (1_u64 << bit) != 0) {
+            let cpu = word * 64 + bit;
+            if cpu >= rustix::thread::CpuSet::MAX_CPU {
+                return Err(Errno::INVAL);
+            }
+            cpus.set(cpu);
+        }
+    }
+    rustix::thread::sched_setaffinity(None, &cpus)
+}
+
 /// What `sched_setattr(2)` sets; the fields are those of `struct sched_attr`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SchedAttr {

@@ -312,6 +312,8 @@ impl Stage<'_> {
                 rkube_sys::process::set_memory_policy(*mode, nodes)
                     .on("set", "memory policy (linux.memoryPolicy)")
             }
+            Step::CpuAffinity { cpus } => rkube_sys::process::set_cpu_affinity(cpus)
+                .on("set", "CPU affinity (process.execCPUAffinity)"),
             Step::Hook {
                 path,
                 argv,

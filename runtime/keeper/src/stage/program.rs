@@ -100,24 +100,32 @@ impl Stage<'_> {
         if let Some(files) = files {
             files.set()?;
         }
-        match identity::seal(program, filter)? {
-            Some(listener) => self.hand_over(&listener),
-            None => Ok(()),
-        }
+        // Made before: with the filter in force even memory may be asked about.
+        let text = self.agent_text();
+        identity::seal(program, filter, &|listener| self.hand_over(listener, &text))
+    }
+
+    /// What the agent is told of the container, if there is one.
+    fn agent_text(&self) -> Vec<u8> {
+        let state = self
+            .plan
+            .seccomp_agent
+            .iter()
+            .flat_map(|agent| &agent.state);
+        let parts: Vec<&[u8]> = state.map(|part| part.to_bytes()).collect();
+        parts.join(self.host_pid.to_string().as_bytes())
     }
 
     /// Hands the listener to the agent. The filter is in force already: of
-    /// the calls that it may ask about, this needs sendmsg alone.
-    fn hand_over(&self, listener: &OwnedFd) -> Result<()> {
+    /// the calls that it may ask about, this makes sendmsg alone.
+    fn hand_over(&self, listener: &OwnedFd, text: &[u8]) -> Result<()> {
         let agent = self.plan.seccomp_agent.as_ref();
         let agent = agent.ok_or_else(|| refusal("hand over", "seccomp listener", "no agent"))?;
         let socket = match &self.moved_agent {
             Some(moved) => moved.as_fd(),
             None => self.fd(agent.fd)?.as_fd(),
         };
-        let parts: Vec<&[u8]> = agent.state.iter().map(|part| part.to_bytes()).collect();
-        let text = parts.join(self.host_pid.to_string().as_bytes());
-        socket::send(socket, &text, &[listener.as_fd()]).on("send seccomp listener to", "its agent")
+        socket::send_one(socket, text, listener.as_fd()).on("send seccomp listener to", "its agent")
     }
 
     fn set_oom_score(&mut self, adj: i32) -> Result<()> {

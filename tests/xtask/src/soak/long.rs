@@ -26,7 +26,12 @@ const CASE_PARTS: u32 = 20;
 /// How long a part of a case may go without a word.
 const PART_SECS: u64 = 3600;
 /// Cases that take every point with `RKUBE_EVERY_CALL`.
-const EVERY_CALL: [&str; 2] = ["oci::a_kill_at_any_call", "oci::a_refused_call_is_told"];
+const EVERY_CALL: [&str; 4] = [
+    "oci::a_kill_at_any_call",
+    "oci::a_kill_at_any_call_on_cgroup2",
+    "oci::a_refused_call_is_told",
+    "oci::a_refused_call_is_told_on_cgroup2",
+];
 
 const HEADING: &str = "\
 # Long runs
