@@ -1,6 +1,6 @@
 //! Bodies to objects: media types, field validation, types.
 
-use rkube_api::decode::documents;
+use rkube_api::decode::{DecodeErrors, Problem, documents};
 use rkube_api::field::{ErrorKind, FieldError};
 use rkube_api::proto;
 use rkube_api::resources::Gvk;
@@ -58,8 +58,8 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
             })
         }
         BodyType::Yaml => {
-            let mut documents = documents(bytes, "body")
-                .map_err(|e| Status::bad_request(format!("error parsing YAML: {e}")))?;
+            let mut documents =
+                documents(bytes, "body").map_err(|e| Status::bad_request(yaml_fault(&e)))?;
             match (documents.pop(), documents.is_empty()) {
                 (Some(document), true) => Ok((document.value, Vec::new())),
                 _ => Err(Status::bad_request("the body must be one YAML document")),
@@ -73,6 +73,20 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
             Err(Status::unsupported_media_type(&BODY_TYPES))
         }
     }
+}
+
+/// What is wrong with YAML, in the words of upstream's library where its grammar is broken.
+fn yaml_fault(errors: &DecodeErrors) -> String {
+    if let [error] = &errors.0[..]
+        && let Problem::Syntax { reason, .. } = &error.problem
+    {
+        // Both libraries descend from one; upstream's leaves out what was being read.
+        let is_context = |(before, _): &(&str, &str)| before.starts_with("while ");
+        let said = reason.split_once(", ").filter(is_context);
+        let why = said.map_or(reason.as_str(), |(_, why)| why);
+        return format!("yaml: line {}: {why}", error.mark.line);
+    }
+    format!("error parsing YAML: {errors}")
 }
 
 const UNTYPED: &str = "couldn't get version/kind; json parse error: ";
