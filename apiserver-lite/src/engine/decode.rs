@@ -59,7 +59,7 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
         }
         BodyType::Yaml => {
             let mut documents =
-                documents(bytes, "body").map_err(|e| Status::bad_request(yaml_fault(&e)))?;
+                documents(bytes, "body").map_err(|e| Status::bad_request(yaml_fault(bytes, &e)))?;
             match (documents.pop(), documents.is_empty()) {
                 (Some(document), true) => Ok((document.value, Vec::new())),
                 _ => Err(Status::bad_request("the body must be one YAML document")),
@@ -76,7 +76,7 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
 }
 
 /// What is wrong with YAML, in the words of upstream's library where its grammar is broken.
-fn yaml_fault(errors: &DecodeErrors) -> String {
+fn yaml_fault(bytes: &[u8], errors: &DecodeErrors) -> String {
     if let [error] = &errors.0[..]
         && let Problem::Syntax { reason, .. } = &error.problem
     {
@@ -84,6 +84,17 @@ fn yaml_fault(errors: &DecodeErrors) -> String {
         let is_context = |(before, _): &(&str, &str)| before.starts_with("while ");
         let said = reason.split_once(", ").filter(is_context);
         let why = said.map_or(reason.as_str(), |(_, why)| why);
+        // A list or map that nothing closes is told by what could have followed.
+        let closing = match why {
+            "unclosed bracket '['" => Some(']'),
+            "unclosed bracket '{'" => Some('}'),
+            _ => None,
+        };
+        let why = match (closing, bytes.trim_ascii_end().last()) {
+            (None, _) => why.to_owned(),
+            (Some(_), Some(b'[' | b'{' | b',')) => "did not find expected node content".to_owned(),
+            (Some(closing), _) => format!("did not find expected ',' or '{closing}'"),
+        };
         return format!("yaml: line {}: {why}", error.mark.line);
     }
     format!("error parsing YAML: {errors}")
@@ -420,5 +431,23 @@ mod tests {
                 .code,
             415
         );
+    }
+
+    #[test]
+    fn broken_yaml_is_told_in_upstreams_words() {
+        for (text, words) in [
+            ("a: [", "line 1: did not find expected node content"),
+            ("a: {b: 1, ", "line 1: did not find expected node content"),
+            ("a: [1", "line 1: did not find expected ',' or ']'"),
+            ("a: {b: 1\n", "did not find expected ',' or '}'"),
+        ] {
+            let status = super::value(text.as_bytes(), BodyType::Yaml).unwrap_err();
+            assert!(status.message.starts_with("yaml: "), "{}", status.message);
+            assert!(
+                status.message.ends_with(words),
+                "{text}: {}",
+                status.message
+            );
+        }
     }
 }
