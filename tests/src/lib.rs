@@ -43,5 +43,6 @@ pub mod repo;
 pub mod report;
 pub mod runner;
 pub mod second;
+pub mod tls;
 pub mod unit;
 pub mod wait;
