@@ -170,10 +170,35 @@ impl Options {
     /// 400 for a value that its parameter cannot have.
     pub fn from_query<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Status> {
         let mut options = Self::default();
+        let mut broken = None;
         for (name, value) in pairs {
+            if name == "resourceVersion" {
+                match parse_version(value) {
+                    Ok(revision) => options.revision = revision,
+                    Err(why) => {
+                        broken = Some(format!("resourceVersion: Invalid value: {value:?}: {why}"));
+                    }
+                }
+                continue;
+            }
             options.set(name, value)?;
         }
-        Ok(options)
+        match broken {
+            None => Ok(options),
+            Some(why) if options.asks_storage() => Err(Status::bad_request(format!(
+                "invalid resource version: {why}"
+            ))),
+            Some(why) => Err(Status::unknown(why)),
+        }
+    }
+
+    /// Whether upstream's watch cache hands such a list on to the storage below it, which has
+    /// another answer to a broken revision (`shouldDelegateList` of
+    /// `k8s.io/apiserver/pkg/storage/cacher`).
+    fn asks_storage(&self) -> bool {
+        let exact = self.revision_match == Some(RevisionMatch::Exact);
+        let page = self.revision_match.is_none() && self.limit > 0;
+        !self.watch && (exact || page || !self.continue_token.is_empty())
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), Status> {
@@ -183,11 +208,6 @@ impl Options {
             "fieldSelector" => self.fields = FieldSelector::parse(value).map_err(|e| text(&e))?,
             "watch" => self.watch = flag(value),
             "allowWatchBookmarks" => self.bookmarks = flag(value),
-            "resourceVersion" => {
-                self.revision = parse_version(value).map_err(|why| {
-                    Status::unknown(format!("resourceVersion: Invalid value: {value:?}: {why}"))
-                })?;
-            }
             "resourceVersionMatch" => {
                 self.revision_match = match value {
                     "" => None,

@@ -39,7 +39,13 @@ async fn options_that_do_not_fit_are_refused() {
     let newest = http.server.engine.store().revision();
     let ahead = newest + 1000;
     for (query, code) in [
+        // By the watch cache, and by the storage below it.
         ("resourceVersion=x".to_owned(), 500),
+        ("resourceVersion=x&limit=1".to_owned(), 400),
+        (
+            "resourceVersion=x&resourceVersionMatch=Exact".to_owned(),
+            400,
+        ),
         ("resourceVersionMatch=Exact".to_owned(), 422),
         (
             "resourceVersionMatch=Exact&resourceVersion=0".to_owned(),

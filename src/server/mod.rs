@@ -28,6 +28,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rkube_apiserver::request::User;
 use rkube_client::Informers;
+use rkube_client::https::ca_fingerprint;
 use rkube_controllers::Controllers;
 use rkube_engine::instance::Instance;
 use rkube_pki::csr::{GROUP_NODES, NODE_USER_PREFIX};
@@ -172,7 +173,9 @@ impl Cluster {
         let admin = api.client(User::server());
         api.make_first_objects(config, own).await?;
         api.write_admin()?;
-        let token = token::ensure(&admin, config, &api, &places)
+        let fingerprint = ca_fingerprint(api.pki.authority().der());
+        let given = config.token.as_deref();
+        let token = token::ensure(&admin, given, &fingerprint, &places.token)
             .await
             .context("make the token by which nodes join")?;
         tracing::debug!(id = token, "nodes may join");

@@ -1,7 +1,7 @@
 //! The node of a server: registered, with its pod range, its workers and its
 //! own HTTPS port.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,7 +129,7 @@ impl RunningNode {
             .context("get the node's certificate")?;
         let server = NodeServer::start(
             NodeServerConfig {
-                listen: SocketAddr::new([0, 0, 0, 0].into(), start.config.kubelet_port),
+                listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), start.config.kubelet_port),
                 tls: Arc::new(rkube_apiserver::authn::tls::server(Arc::clone(
                     &certificate,
                 ))?),

@@ -10,7 +10,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
 use rkube_client::{Client, Informer, Informers, ObjectKey, Patch, WorkQueue};
 use rkube_pki::{Pki, PkiError, bootstrap, csr};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::api::now_s;
 
@@ -102,27 +102,67 @@ async fn sign(
             })
         }
     };
+    answer(client, &request, &key.name, signed).await
+}
+
+/// Approves a request and gives the certificate, or tells why there is none.
+async fn answer(
+    client: &Client,
+    request: &CertificateSigningRequest,
+    name: &str,
+    signed: Result<String, PkiError>,
+) -> anyhow::Result<()> {
     let api = client.all::<CertificateSigningRequest>();
-    let condition = |kind: &str, reason: &str, message: String| json!({"type": kind, "status": "True", "reason": reason, "message": message});
+    let mut conditions = json!(request.status.as_ref().and_then(|s| s.conditions.as_ref()));
+    if conditions.is_null() {
+        conditions = json!([]);
+    }
+    let is_approved = conditions.as_array().is_some_and(|all| {
+        let mut kinds = all.iter().map(|c| &c["type"]);
+        kinds.any(|kind| kind == "Approved")
+    });
+    let mut add = |kind: &str, reason: &str, message: &str| {
+        let condition =
+            json!({"type": kind, "status": "True", "reason": reason, "message": message});
+        if let Some(all) = conditions.as_array_mut() {
+            all.push(condition);
+        }
+        conditions.clone()
+    };
+    // Each write is about what was looked at; a newer request is seen again.
+    let mut revision = request.metadata.resource_version.clone();
+    let patch = |revision: &Option<String>, status: Value| {
+        Patch::Merge(json!({"metadata": {"resourceVersion": revision}, "status": status}))
+    };
     let status = match signed {
         Ok(certificate) => {
-            tracing::info!(request = %key, "a node's certificate is signed");
+            if !is_approved {
+                let conditions = add(
+                    "Approved",
+                    "AutoApproved",
+                    "Auto approving kubelet certificate after checking who asks.",
+                );
+                let approval = patch(&revision, json!({"conditions": conditions}));
+                let approved = match api.patch_sub(name, "approval", &approval).await {
+                    Err(error) if error.is_conflict() => return Ok(()),
+                    approved => approved?,
+                };
+                let text = approved["metadata"]["resourceVersion"].as_str();
+                revision = text.map(str::to_owned);
+            }
+            tracing::info!(request = name, "a node's certificate is signed");
             let encoded = k8s_openapi::ByteString(certificate.into_bytes());
-            let approved = condition(
-                "Approved",
-                "AutoApproved",
-                "Auto approving kubelet certificate after checking who asks.".to_owned(),
-            );
-            json!({"certificate": encoded, "conditions": [approved]})
+            json!({"certificate": encoded})
         }
         Err(error) => {
-            tracing::warn!(request = %key, %error, "a node's certificate is not signed");
-            json!({"conditions": [condition("Failed", "SignerValidationFailure", error.to_string())]})
+            tracing::warn!(request = name, %error, "a node's certificate is not signed");
+            json!({"conditions": add("Failed", "SignerValidationFailure", &error.to_string())})
         }
     };
-    let patch = Patch::Merge(json!({"status": status}));
-    api.patch_status(&key.name, &patch).await?;
-    Ok(())
+    match api.patch_status(name, &patch(&revision, status)).await {
+        Err(error) if error.is_conflict() => Ok(()),
+        answer => Ok(answer.map(drop)?),
+    }
 }
 
 /// The addresses that a node's object shows.

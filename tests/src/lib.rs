@@ -43,6 +43,7 @@ pub mod repo;
 pub mod report;
 pub mod runner;
 pub mod second;
+pub mod tls;
 pub mod tracer;
 pub mod unit;
 pub mod wait;

@@ -149,7 +149,7 @@ impl Summary {
     /// A skip that the list does not allow becomes a failure.
     pub fn judge_skips(&mut self, skips: &Skips) {
         for (suite, r) in &mut self.results {
-            if r.outcome == Outcome::Skipped && !skips.allows(suite, &r.name) {
+            if r.outcome == Outcome::Skipped && !skips.allows(suite, &r.name, &r.reason) {
                 r.outcome = Outcome::Failed;
                 r.reason = format!("skipped, and not listed in tests/SKIPS: {}", r.reason);
             }
@@ -258,9 +258,18 @@ pub fn short_table(columns: &[(String, Vec<TestResult>)]) -> String {
 }
 
 /// The skips that are known and why: lines `suite test: reason`, where `*`
-/// stands for every suite, or ends a name as a prefix.
+/// stands for every suite, or ends a name as a prefix. `suite test if words:
+/// reason` is for skips that give these words as their own reason.
 #[derive(Debug, Default)]
-pub struct Skips(Vec<(String, String)>);
+pub struct Skips(Vec<Skip>);
+
+#[derive(Debug)]
+struct Skip {
+    suite: String,
+    test: String,
+    /// What the test says when it skips itself; anything where it is empty.
+    words: String,
+}
 
 impl Skips {
     /// Reads the list.
@@ -281,19 +290,24 @@ impl Skips {
                 .split_once(' ')
                 .with_context(|| format!("no suite: {line:?}"))?;
             anyhow::ensure!(!reason.trim().is_empty(), "no reason: {line:?}");
-            list.push((suite.to_owned(), test.trim().to_owned()));
+            let (test, words) = test.split_once(" if ").unwrap_or((test, ""));
+            list.push(Skip {
+                suite: suite.to_owned(),
+                test: test.trim().to_owned(),
+                words: words.trim().to_owned(),
+            });
         }
         Ok(Skips(list))
     }
 
-    fn allows(&self, suite: &str, test: &str) -> bool {
+    fn allows(&self, suite: &str, test: &str, why: &str) -> bool {
         let matches = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
             None => pattern == name,
         };
         self.0
             .iter()
-            .any(|(s, t)| matches(s, suite) && matches(t, test))
+            .any(|s| matches(&s.suite, suite) && matches(&s.test, test) && why.contains(&s.words))
     }
 }
 
@@ -350,6 +364,18 @@ mod tests {
             (2, 2)
         );
         assert!(Skips::parse("host a\n").is_err());
+        let skips = Skips::parse("* s::* if no tool: it is another's\n").unwrap();
+        for (why, outcome) in [
+            ("no tool is there", Outcome::Skipped),
+            ("no disk", Outcome::Failed),
+        ] {
+            let mut sum = Summary::default();
+            let mut skipped = result("s::x", Outcome::Skipped);
+            skipped.reason = why.to_owned();
+            sum.add("host", [skipped]);
+            sum.judge_skips(&skips);
+            assert_eq!(sum.count(outcome), 1, "{why}");
+        }
     }
 
     #[test]

@@ -105,7 +105,22 @@ fn run_unit(unit: &Unit) -> TestResult {
     let start = Instant::now();
     let ended = try_unit(unit);
     let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let skipped = |why: &str| TestResult {
+        name: unit.name.clone(),
+        outcome: Outcome::Skipped,
+        ms,
+        reason: why.to_owned(),
+        output: String::new(),
+    };
     match ended {
+        // A test of libtest can only return, whatever it found.
+        Ok(Ended {
+            status: Some(0),
+            unclean: None,
+            output,
+        }) if !unit.on_ground && skip_of(&output).is_some() => {
+            skipped(skip_of(&output).unwrap_or_default())
+        }
         Ok(Ended {
             status: Some(0),
             unclean: None,
@@ -121,19 +136,7 @@ fn run_unit(unit: &Unit) -> TestResult {
             status: Some(SKIP_STATUS),
             unclean: None,
             output,
-        }) if unit.on_ground => {
-            let reason = output
-                .lines()
-                .rev()
-                .find_map(|l| l.strip_prefix(SKIP_PREFIX));
-            TestResult {
-                name: unit.name.clone(),
-                outcome: Outcome::Skipped,
-                ms,
-                reason: reason.unwrap_or("no reason given").to_owned(),
-                output: String::new(),
-            }
-        }
+        }) if unit.on_ground => skipped(skip_of(&output).unwrap_or("no reason given")),
         Ok(Ended {
             status,
             unclean,
@@ -152,6 +155,12 @@ fn run_unit(unit: &Unit) -> TestResult {
         }
         Err(e) => failed(unit, ms, &format!("{e:#}"), String::new()),
     }
+}
+
+/// The reason of the last line that tells of a skip.
+fn skip_of(output: &str) -> Option<&str> {
+    let mut lines = output.lines().rev();
+    lines.find_map(|line| line.strip_prefix(SKIP_PREFIX))
 }
 
 fn failed(unit: &Unit, ms: u64, reason: &str, output: String) -> TestResult {
@@ -289,6 +298,17 @@ mod tests {
             (skip.outcome, skip.reason.as_str()),
             (Outcome::Skipped, "no disk")
         );
+        // So does a test of libtest, which can only return.
+        let tells = |script: &str, on_ground| run_one(shell("told", script, on_ground));
+        let skip = tells("echo; echo 'skipped: no tool'; echo ok", false);
+        assert_eq!(
+            (skip.outcome, skip.reason.as_str()),
+            (Outcome::Skipped, "no tool")
+        );
+        let case = tells("echo 'skipped: no tool'", true);
+        assert_eq!(case.outcome, Outcome::Passed);
+        let bad = tells("echo 'skipped: no tool'; exit 1", false);
+        assert_eq!(bad.outcome, Outcome::Failed);
     }
 
     #[test]

@@ -30,11 +30,19 @@ pub struct Request {
 /// # Errors
 /// A name that no certificate can hold, or no random bytes.
 pub fn node_request(node: &str) -> Result<Request, PkiError> {
+    request(&format!("{NODE_USER_PREFIX}{node}"), GROUP_NODES)
+}
+
+/// Asks for the client certificate of a user in a group.
+///
+/// # Errors
+/// As [`node_request`].
+pub fn request(user: &str, group: &str) -> Result<Request, PkiError> {
     const WHAT: &str = "a certificate request";
     let key = KeyPair::generate().map_err(PkiError::make(WHAT))?;
     let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, GROUP_NODES);
-    name.push(DnType::CommonName, format!("{NODE_USER_PREFIX}{node}"));
+    name.push(DnType::OrganizationName, group);
+    name.push(DnType::CommonName, user);
     let mut params = CertificateParams::default();
     params.distinguished_name = name;
     let csr = params

@@ -44,6 +44,23 @@ impl NodeAuthorizer {
             .any(|pod| pod["spec"]["nodeName"] == *node && uses(pod))
     }
 
+    /// Whether a pod bound to `node` uses a claim that is bound to a volume.
+    fn is_used_volume(&self, node: &str, volume: &str) -> bool {
+        let claims = self.objects.list("", "persistentvolumeclaims", "");
+        let claims = claims.unwrap_or_default();
+        let mut bound = claims.iter().filter(|c| c["spec"]["volumeName"] == *volume);
+        bound.any(|claim| {
+            let text = |field: &str| claim["metadata"][field].as_str().unwrap_or_default();
+            self.is_used(node, text("namespace"), |pod| uses_claim(pod, text("name")))
+        })
+    }
+
+    /// Whether an object without a namespace says that it is about `node`.
+    fn is_of_node(&self, node: &str, group: &str, plural: &str, name: &str) -> bool {
+        let found = self.objects.find(group, plural, "", name);
+        matches!(found, Ok(Some(object)) if object["spec"]["nodeName"] == *node)
+    }
+
     fn related(
         &self,
         node: &str,
@@ -56,9 +73,13 @@ impl NodeAuthorizer {
             return false;
         }
         match (plural, subresource) {
+            ("persistentvolumes", "") => self.is_used_volume(node, name),
+            ("resourceclaims", "") => self.is_used(node, namespace, |pod| takes(pod, name)),
+            ("volumeattachments", "") => self.is_of_node(node, "storage.k8s.io", plural, name),
+            ("resourceslices", "") => self.is_of_node(node, "resource.k8s.io", plural, name),
             ("secrets", "") => self.is_used(node, namespace, |pod| uses_secret(pod, name)),
             ("configmaps", "") => self.is_used(node, namespace, |pod| uses_config_map(pod, name)),
-            ("persistentvolumeclaims", "") => {
+            ("persistentvolumeclaims", "" | "status") => {
                 self.is_used(node, namespace, |pod| uses_claim(pod, name))
             }
             ("serviceaccounts", "token" | "") => self.is_used(node, namespace, |pod| {
@@ -106,6 +127,38 @@ fn uses_claim(pod: &Value, name: &str) -> bool {
     sources(pod).any(|source| source["persistentVolumeClaim"]["claimName"] == *name)
 }
 
+/// Whether a pod takes devices by a claim, its own or one made from its template.
+fn takes(pod: &Value, name: &str) -> bool {
+    list(&pod["spec"], "resourceClaims")
+        .chain(list(&pod["status"], "resourceClaimStatuses"))
+        .any(|claim| claim["resourceClaimName"] == *name)
+}
+
+/// What a node may do with objects that its pods use, or that are about itself.
+fn verbs(group: &str, resource: &str, subresource: &str) -> Option<&'static [&'static str]> {
+    Some(match (group, resource, subresource) {
+        ("", "serviceaccounts", "token") => &["create"],
+        ("", "secrets" | "configmaps", "") => &["get", "list", "watch"],
+        ("", "persistentvolumeclaims", "status") => &["update", "patch"],
+        ("", "serviceaccounts" | "persistentvolumeclaims" | "persistentvolumes", "")
+        | ("resource.k8s.io", "resourceclaims", "")
+        | ("storage.k8s.io", "volumeattachments", "") => &["get"],
+        ("resource.k8s.io", "resourceslices", "") => &["get", "update", "patch", "delete"],
+        (
+            "",
+            "secrets"
+            | "configmaps"
+            | "serviceaccounts"
+            | "persistentvolumeclaims"
+            | "persistentvolumes",
+            _,
+        )
+        | ("resource.k8s.io", "resourceclaims" | "resourceslices", _)
+        | ("storage.k8s.io", "volumeattachments", _) => &[],
+        _ => return None,
+    })
+}
+
 impl Authorize for NodeAuthorizer {
     fn authorize(&self, access: &Access<'_>) -> Decision {
         let Some(node) = node_of(access.user) else {
@@ -121,24 +174,34 @@ impl Authorize for NodeAuthorizer {
             ..
         } = access.target
         {
+            // Lists of slices, and new ones, are for the static rules and for NodeRestriction.
+            let is_of_all = resource == "resourceslices"
+                && matches!(
+                    access.verb,
+                    "create" | "list" | "watch" | "deletecollection"
+                );
+            if let Some(verbs) = verbs(group, resource, subresource).filter(|_| !is_of_all) {
+                if !verbs.contains(&access.verb) {
+                    return none(format!("node may not {} {resource}", access.verb));
+                }
+                if self.related(node, resource, subresource, namespace, name) {
+                    return Decision::Allow(String::new());
+                }
+                return none(format!(
+                    "no relationship found between node '{node}' and this object"
+                ));
+            }
             match (group, resource) {
-                ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
-                    let verbs: &[&str] = match (resource, subresource) {
-                        ("serviceaccounts", "token") => &["create"],
-                        ("serviceaccounts", "") => &["get"],
-                        ("secrets" | "configmaps", "") => &["get", "list", "watch"],
-                        ("persistentvolumeclaims", "") => &["get"],
-                        _ => &[],
-                    };
-                    if !verbs.contains(&access.verb) {
-                        return none(format!("node may not {} {resource}", access.verb));
-                    }
-                    if self.related(node, resource, subresource, namespace, name) {
+                ("storage.k8s.io", "csinodes") => {
+                    let is_own = name == node || (name.is_empty() && access.verb == "create");
+                    let verbs = ["get", "create", "update", "patch", "delete"];
+                    if is_own && verbs.contains(&access.verb) {
                         return Decision::Allow(String::new());
                     }
-                    return none(format!(
-                        "no relationship found between node '{node}' and this object"
-                    ));
+                    return none(
+                        "can only access CSINode with the same name as the requesting node"
+                            .to_owned(),
+                    );
                 }
                 ("coordination.k8s.io", "leases") => {
                     let is_own = namespace == LEASE_NAMESPACE

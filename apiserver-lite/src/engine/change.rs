@@ -267,7 +267,7 @@ impl Engine {
             let generation = meta::generation(&call.old).saturating_add(1);
             meta::of(&mut new).insert("generation".into(), generation.into());
         }
-        errors.extend(parts::check(part, &new, &call.old));
+        errors.extend(parts::check(resource, part, &new, &call.old));
         match rules {
             Some(rules) => {
                 errors.extend((rules.validate)(&new));
@@ -282,7 +282,7 @@ impl Engine {
         self.admission().validate(&mut call).await?;
         warnings.append(&mut call.warnings);
         if part.is_empty() {
-            self.warn_unruled(request, rules, warnings);
+            self.warn_of_lack(request, warnings);
         }
         Ok((call.object, pinned))
     }

@@ -1,6 +1,6 @@
 //! Bodies to objects: media types, field validation, types.
 
-use rkube_api::decode::documents;
+use rkube_api::decode::{DecodeErrors, Problem, documents};
 use rkube_api::field::{ErrorKind, FieldError};
 use rkube_api::proto;
 use rkube_api::resources::Gvk;
@@ -58,8 +58,8 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
             })
         }
         BodyType::Yaml => {
-            let mut documents = documents(bytes, "body")
-                .map_err(|e| Status::bad_request(format!("error parsing YAML: {e}")))?;
+            let mut documents =
+                documents(bytes, "body").map_err(|e| Status::bad_request(yaml_fault(bytes, &e)))?;
             match (documents.pop(), documents.is_empty()) {
                 (Some(document), true) => Ok((document.value, Vec::new())),
                 _ => Err(Status::bad_request("the body must be one YAML document")),
@@ -73,6 +73,31 @@ pub(crate) fn value(bytes: &[u8], body_type: BodyType) -> Result<(Value, Vec<Str
             Err(Status::unsupported_media_type(&BODY_TYPES))
         }
     }
+}
+
+/// What is wrong with YAML, in the words of upstream's library where its grammar is broken.
+fn yaml_fault(bytes: &[u8], errors: &DecodeErrors) -> String {
+    if let [error] = &errors.0[..]
+        && let Problem::Syntax { reason, .. } = &error.problem
+    {
+        // Both libraries descend from one; upstream's leaves out what was being read.
+        let is_context = |(before, _): &(&str, &str)| before.starts_with("while ");
+        let said = reason.split_once(", ").filter(is_context);
+        let why = said.map_or(reason.as_str(), |(_, why)| why);
+        // A list or map that nothing closes is told by what could have followed.
+        let closing = match why {
+            "unclosed bracket '['" => Some(']'),
+            "unclosed bracket '{'" => Some('}'),
+            _ => None,
+        };
+        let why = match (closing, bytes.trim_ascii_end().last()) {
+            (None, _) => why.to_owned(),
+            (Some(_), Some(b'[' | b'{' | b',')) => "did not find expected node content".to_owned(),
+            (Some(closing), _) => format!("did not find expected ',' or '{closing}'"),
+        };
+        return format!("yaml: line {}: {why}", error.mark.line);
+    }
+    format!("error parsing YAML: {errors}")
 }
 
 const UNTYPED: &str = "couldn't get version/kind; json parse error: ";
@@ -406,5 +431,23 @@ mod tests {
                 .code,
             415
         );
+    }
+
+    #[test]
+    fn broken_yaml_is_told_in_upstreams_words() {
+        for (text, words) in [
+            ("a: [", "line 1: did not find expected node content"),
+            ("a: {b: 1, ", "line 1: did not find expected node content"),
+            ("a: [1", "line 1: did not find expected ',' or ']'"),
+            ("a: {b: 1\n", "did not find expected ',' or '}'"),
+        ] {
+            let status = super::value(text.as_bytes(), BodyType::Yaml).unwrap_err();
+            assert!(status.message.starts_with("yaml: "), "{}", status.message);
+            assert!(
+                status.message.ends_with(words),
+                "{text}: {}",
+                status.message
+            );
+        }
     }
 }

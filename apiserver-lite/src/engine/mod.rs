@@ -5,6 +5,7 @@
 //! refuse ► encode ► compare and set, again from the top where another write came between.
 
 mod change;
+mod csr;
 mod decode;
 mod delete;
 mod json;

@@ -2,15 +2,16 @@
 
 use rkube_api::field::{ErrorKind, FieldError, FieldPath};
 use rkube_api::resources::Resource;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::csr;
 use super::policy::{self, Generation};
 
 /// Keeps of the old object what a write to `part` ("" is the object itself) may not touch.
 pub(crate) fn keep(resource: &Resource, part: &str, new: Value, old: &Value) -> Value {
     match part {
         "status" => status(resource, new, old),
-        "approval" => approval(new, old),
+        "approval" => csr::approval(new, old),
         "ephemeralcontainers" => one_field(new, old, &["spec", "ephemeralContainers"]),
         "resize" => resize(&new, old),
         // `finalize` is about the spec of a namespace.
@@ -22,10 +23,13 @@ fn main(resource: &Resource, mut new: Value, old: &Value) -> Value {
     if policy::has_status(resource) {
         put(&mut new, "status", old.get("status").cloned());
     }
+    if csr::is(resource) {
+        put(&mut new, "spec", old.get("spec").cloned());
+    }
     new
 }
 
-fn put(object: &mut Value, field: &str, value: Option<Value>) {
+pub(super) fn put(object: &mut Value, field: &str, value: Option<Value>) {
     if let Some(map) = object.as_object_mut() {
         match value {
             Some(value) => drop(map.insert(field.to_owned(), value)),
@@ -53,19 +57,9 @@ fn status(resource: &Resource, mut new: Value, old: &Value) -> Value {
     let mut merged = old.clone();
     put(&mut merged, "metadata", Some(metadata));
     put(&mut merged, "status", status);
-    merged
-}
-
-/// `certificatesigningrequests/approval` may change conditions only.
-fn approval(mut new: Value, old: &Value) -> Value {
-    let conditions = new["status"].get_mut("conditions").map(Value::take);
-    let metadata = new.get_mut("metadata").map(Value::take);
-    let mut merged = old.clone();
-    put(&mut merged, "metadata", metadata);
-    if !merged["status"].is_object() {
-        put(&mut merged, "status", Some(Value::Object(Map::new())));
+    if csr::is(resource) {
+        return csr::status(merged, old);
     }
-    put(&mut merged["status"], "conditions", conditions);
     merged
 }
 
@@ -107,7 +101,10 @@ fn resize(new: &Value, old: &Value) -> Value {
 }
 
 /// Rules about a part that the kind's own rules do not know.
-pub(crate) fn check(part: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+pub(crate) fn check(resource: &Resource, part: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    if csr::is(resource) {
+        return csr::check(part, new, old);
+    }
     if part != "ephemeralcontainers" {
         return Vec::new();
     }
@@ -200,10 +197,10 @@ mod tests {
         let more = json!({"metadata": {}, "spec": {"nodeName": "m", "ephemeralContainers": [{"name": "a", "image": "x"}, {"name": "b"}]}});
         let merged = keep(pods, "ephemeralcontainers", more, &old);
         assert_eq!(merged["spec"]["nodeName"], "n");
-        assert!(check("ephemeralcontainers", &merged, &old).is_empty());
+        assert!(check(pods, "ephemeralcontainers", &merged, &old).is_empty());
         for bad in [json!([]), json!([{"name": "a", "image": "y"}])] {
             let bad = json!({"spec": {"ephemeralContainers": bad}});
-            assert_eq!(check("ephemeralcontainers", &bad, &old).len(), 1);
+            assert_eq!(check(pods, "ephemeralcontainers", &bad, &old).len(), 1);
         }
     }
 

@@ -1,7 +1,7 @@
 //! create; what update and patch ([`super::change`]) have in common with it.
 
 use rkube_api::field::FieldError;
-use rkube_api::kinds::{self, Rules};
+use rkube_api::kinds::{self, Lack, Rules};
 use rkube_api::status::{Named, Status};
 use rkube_api::view::At;
 use rkube_api::{field, meta as meta_rules};
@@ -114,7 +114,7 @@ impl Engine {
                 }
                 answer => {
                     warnings.append(&mut call.warnings);
-                    self.warn_unruled(request, rules, warnings);
+                    self.warn_of_lack(request, warnings);
                     return answer;
                 }
             }
@@ -195,19 +195,22 @@ impl Engine {
         Err(Status::invalid(named, &errors))
     }
 
-    /// Says that a kind is only stored.
-    pub(super) fn warn_unruled(
-        &self,
-        request: &Request,
-        rules: Option<&Rules>,
-        warnings: &mut Warnings,
-    ) {
-        if rules.is_none() {
-            warnings.push(format!(
-                "rkube stores {} objects and checks their fields only: their rules and controllers are not there yet",
-                request.resource.gvk.kind
-            ));
-        }
+    /// Says what is not there yet for a kind.
+    pub(super) fn warn_of_lack(&self, request: &Request, warnings: &mut Warnings) {
+        let kind = request.resource.gvk.kind;
+        let text = match kinds::lack(request.resource.gvk.group, kind) {
+            None => return,
+            Some(Lack::Controller) => {
+                format!("rkube stores {kind} objects: no controller works on them yet")
+            }
+            Some(Lack::Rules) => format!(
+                "rkube checks only the fields of {kind} objects: the rest of their rules is not there yet"
+            ),
+            Some(Lack::Both) => format!(
+                "rkube stores {kind} objects and checks their fields only: their rules and controllers are not there yet"
+            ),
+        };
+        warnings.push(text);
     }
 
     /// The stored form of an object in the request's version.

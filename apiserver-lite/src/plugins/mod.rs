@@ -2,9 +2,11 @@
 //! (`k8s.io/kubernetes/pkg/kubeapiserver/options/plugins.go`).
 //!
 //! Later ones find their place here: LimitRanger before ServiceAccount,
-//! DefaultStorageClass before RuntimeClass, webhooks before ResourceQuota, and
-//! that last.
+//! PodSecurity before Priority, DefaultStorageClass and
+//! StorageObjectInUseProtection before RuntimeClass, DefaultIngressClass after
+//! the certificates, webhooks before ResourceQuota, and that last.
 
+mod certificates;
 mod namespace;
 mod node;
 mod pod;
@@ -20,6 +22,7 @@ use crate::auth::Authorize;
 use crate::authz::Rbac;
 use crate::authz::escalation::Escalation;
 
+pub use certificates::{CertificateApproval, CertificateSigning, CertificateSubjectRestriction};
 pub use namespace::NamespaceLifecycle;
 pub use node::{NodeRestriction, TaintNodesByCondition};
 pub use pod::{DefaultTolerationSeconds, Priority};
@@ -37,6 +40,9 @@ pub fn chain(rbac: Arc<Rbac>, authorize: Arc<dyn Authorize>) -> Chain {
         Arc::new(Priority),
         Arc::new(DefaultTolerationSeconds::default()),
         Arc::new(RuntimeClass),
+        Arc::new(CertificateApproval::new(Arc::clone(&authorize))),
+        Arc::new(CertificateSigning::new(Arc::clone(&authorize))),
+        Arc::new(CertificateSubjectRestriction),
         Arc::new(Escalation::new(rbac, authorize)),
     ];
     Chain::new(plugins)

@@ -131,6 +131,32 @@ fn restrict(call: &Call) -> Result<(), Status> {
             }
             Ok(())
         }
+        ("storage.k8s.io", "csinodes", _) => {
+            let name = match call.name.as_str() {
+                "" => call.object["metadata"]["name"].as_str().unwrap_or(""),
+                name => name,
+            };
+            if name != node {
+                return no(
+                    "can only access CSINode with the same name as the requesting node".into(),
+                );
+            }
+            Ok(())
+        }
+        ("resource.k8s.io", "resourceslices", _) => {
+            let (slice, verb) = match call.operation {
+                Operation::Create => (&call.object, "create"),
+                Operation::Delete => (&call.old, "delete"),
+                // The node of a slice cannot be changed.
+                _ => return Ok(()),
+            };
+            if slice["spec"]["nodeName"] != *node {
+                return no(format!(
+                    "can only {verb} ResourceSlice with the same NodeName as the requesting node"
+                ));
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

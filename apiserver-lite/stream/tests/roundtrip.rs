@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -13,6 +14,7 @@ use rkube_stream::forward::client::RemotePorts;
 use rkube_stream::node::{Duplex, Exit, Ports, Session, Streams, TerminalSize, Work};
 use rkube_stream::pipe::pipe;
 use rkube_stream::upgrade::{self, ExecKind, ForwardKind};
+use rkube_stream::ws::{Event, Opcode, Role, WsReader, WsWriter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -293,5 +295,94 @@ async fn forwarded_ports_over_spdy_and_through_the_tunnel() {
         assert!(ports.connect(2).await.is_ok());
         drop(ports);
         let _ = serving.await.unwrap();
+    }
+}
+
+/// Answers five bytes, then ends; port 1 refuses.
+struct Five;
+
+impl Ports for Five {
+    fn connect(&self, port: u16) -> BoxFuture<'static, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            if port == 1 {
+                return Err("nothing listens on port 1".into());
+            }
+            let (near, mut far) = tokio::io::duplex(8 << 10);
+            tokio::spawn(async move {
+                let mut five = [0; 5];
+                far.read_exact(&mut five).await.unwrap();
+                far.write_all(&five).await.unwrap();
+                far.write_all(format!(" from {port}").as_bytes())
+                    .await
+                    .unwrap();
+            });
+            Ok(Box::new(near) as Box<dyn Duplex>)
+        })
+    }
+}
+
+/// A client without streams: port `i` of the list has channel `2i` for its
+/// bytes and `2i + 1` for its error, and both begin with the port.
+#[tokio::test]
+async fn forwarded_ports_over_channels() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    for (protocol, base64) in [
+        ("v4.channel.k8s.io", false),
+        ("portforward.k8s.io", false),
+        ("v4.base64.channel.k8s.io", true),
+    ] {
+        let upgrade = upgrade::port_forward(&websocket(protocol)).unwrap();
+        assert_eq!(upgrade.kind, ForwardKind::Channels { base64 });
+        let (near, far) = tokio::io::duplex(16 << 10);
+        let listed = vec![80, 1, 0x1f90];
+        let serving = tokio::spawn(async move { upgrade.serve(far, Arc::new(Five), listed).await });
+        let (read, write) = tokio::io::split(near);
+        let mut reader = WsReader::new(read, Role::Client);
+        let writer = WsWriter::new(write, Role::Client);
+        for channel in [0u8, 4] {
+            match base64 {
+                true => {
+                    let text = STANDARD.encode("hello");
+                    let digit = [b'0' + channel];
+                    writer.send(Opcode::Text, &digit, text.as_bytes()).await
+                }
+                false => writer.send(Opcode::Binary, &[channel], b"hello").await,
+            }
+            .unwrap();
+        }
+        let mut got: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        let mut message = Vec::new();
+        while let Some(event) = reader.next().await.unwrap() {
+            let chunk = match event {
+                Event::Data(chunk) => chunk,
+                Event::Ping(_) => continue,
+                // Every connection has ended.
+                Event::Close(_) => break,
+            };
+            assert_eq!(chunk.text, base64);
+            message.extend_from_slice(&chunk.bytes);
+            if chunk.end {
+                let (channel, rest) = message.split_first().unwrap();
+                let (channel, rest) = match base64 {
+                    true => (channel - b'0', STANDARD.decode(rest).unwrap()),
+                    false => (*channel, rest.to_vec()),
+                };
+                got.entry(channel).or_default().extend(rest);
+                message.clear();
+            }
+        }
+        writer.close(1000).await.unwrap();
+        drop((reader, writer));
+        serving.await.unwrap().unwrap();
+        let expected = [
+            (0, b"\x50\0hello from 80".to_vec()),
+            (1, b"\x50\0".to_vec()),
+            (2, b"\x01\0".to_vec()),
+            (3, b"\x01\0nothing listens on port 1".to_vec()),
+            (4, b"\x90\x1fhello from 8080".to_vec()),
+            (5, b"\x90\x1f".to_vec()),
+        ];
+        assert_eq!(got, expected.into(), "{protocol}");
     }
 }

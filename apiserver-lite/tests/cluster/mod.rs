@@ -1,6 +1,8 @@
 //! A whole API server with its own certificates, roles and plug-ins, a node
 //! that echoes, and kubectl.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 pub(crate) mod kubelet;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,10 +15,15 @@ use futures_util::future::BoxFuture;
 use rkube_apiserver::bootstrap::{self, Cluster};
 use rkube_apiserver::connect::Connect;
 use rkube_apiserver::http::{Checks, Pages, Server, ServerConfig};
+use rkube_apiserver::inprocess::InProcess;
 use rkube_apiserver::objects::Objects;
+use rkube_apiserver::request::User;
 use rkube_apiserver::security::assemble;
 use rkube_apiserver::streams::{KubeletClient, NodeConnector};
 use rkube_apiserver::{Engine, authn, testing};
+use rkube_client::https::{Endpoint, Identity, Roots, hosts_file};
+use rkube_client::{Client, HttpsConfig, HttpsTransport};
+use rkube_pki::kubeconfig::Kubeconfig;
 use rkube_pki::resolver::Current;
 use rkube_pki::{Pki, ServerNames};
 use rkube_stream::node::{
@@ -102,6 +109,7 @@ impl NodeStreams for EchoNode {
 
 /// The server and what is needed to drive it. Dropping it ends it.
 pub(crate) struct TestCluster {
+    pub(crate) engine: Engine,
     pub(crate) folder: TempDir,
     pub(crate) pki: Arc<Pki>,
     pub(crate) server: Server,
@@ -139,6 +147,15 @@ pub(crate) fn kubectls() -> Vec<PathBuf> {
 /// Starts a server. `remote`: nodes are reached through their HTTPS port.
 pub(crate) async fn start() -> Option<TestCluster> {
     let kubectl = kubectls().pop()?;
+    Some(started(kubectl).await)
+}
+
+/// A server that no kubectl drives.
+pub(crate) async fn bare() -> TestCluster {
+    started(PathBuf::new()).await
+}
+
+async fn started(kubectl: PathBuf) -> TestCluster {
     let folder = tempfile::tempdir().unwrap();
     let pki = Arc::new(Pki::open(&folder.path().join("pki"), now()).unwrap());
     let mut config = testing::config(&folder.path().join("store")).unwrap();
@@ -180,16 +197,37 @@ pub(crate) async fn start() -> Option<TestCluster> {
     let admin = folder.path().join("admin.conf");
     let url = format!("https://{}", server.address());
     pki.write_admin(&admin, &url, now()).unwrap();
-    Some(TestCluster {
+    TestCluster {
+        engine,
         folder,
         pki,
         server,
         admin,
         kubectl,
-    })
+    }
+}
+
+/// A client that reaches a server as a kubeconfig says.
+pub(crate) fn over_tls(config: &Kubeconfig) -> Client {
+    let config = HttpsConfig {
+        endpoint: Endpoint::parse(&config.server).unwrap(),
+        roots: Roots::Pem(config.authority.clone().into_bytes()),
+        identity: config
+            .token
+            .clone()
+            .map_or(Identity::Anonymous, Identity::Token),
+        resolve: hosts_file(),
+        user_agent: "test".to_owned(),
+    };
+    Client::new(Arc::new(HttpsTransport::new(config).unwrap()))
 }
 
 impl TestCluster {
+    /// A client in this process.
+    pub(crate) fn client(&self, user: User) -> Client {
+        Client::new(Arc::new(InProcess::new(self.engine.clone(), user)))
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
         command

@@ -10,16 +10,21 @@ use tempfile::TempDir;
 /// The kubectl of a minor release, beside the one in the search path; `None` where it is not
 /// installed.
 pub fn kubectl(minor: u32) -> Option<PathBuf> {
-    let found = std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join("kubectl"))
-        .find(|file| file.exists())?;
-    let file = found.canonicalize().ok()?;
-    let beside = file.with_file_name(format!("kubectl.1.{minor}"));
-    if beside.exists() {
-        return Some(beside);
+    let beside = in_path().and_then(|file| {
+        let file = file.canonicalize().ok()?;
+        let beside = file.with_file_name(format!("kubectl.1.{minor}"));
+        beside.exists().then_some(beside)
+    });
+    if beside.is_none() {
+        println!("skipped: kubectl 1.{minor} is not installed");
     }
-    println!("skipped: kubectl 1.{minor} is not installed");
-    None
+    beside
+}
+
+fn in_path() -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join("kubectl"))
+        .find(|file| file.exists())
 }
 
 /// A server and one kubectl.

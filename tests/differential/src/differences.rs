@@ -1,6 +1,7 @@
 //! Differences on purpose: rules that changed between the recorded release and the one that rkube
 //! serves.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -211,21 +212,29 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Entries, and which of their changes explained something.
+/// Entries, and which of their parts explained something.
 #[derive(Debug)]
 pub struct Explained<'a> {
     entries: &'a [Entry],
-    used: Vec<Vec<bool>>,
+    used: Vec<Used>,
+}
+
+/// What of an entry explained something: each kind, field, scenario and change.
+#[derive(Debug, Default)]
+struct Used {
+    kinds: BTreeSet<String>,
+    fields: BTreeSet<String>,
+    scenarios: BTreeSet<String>,
+    changes: BTreeSet<usize>,
 }
 
 impl<'a> Explained<'a> {
     /// Nothing is explained yet.
     #[must_use]
     pub fn new(entries: &'a [Entry]) -> Self {
-        let none = |e: &Entry| vec![false; e.change.list().len()];
         Self {
             entries,
-            used: entries.iter().map(none).collect(),
+            used: entries.iter().map(|_| Used::default()).collect(),
         }
     }
 
@@ -244,21 +253,33 @@ impl<'a> Explained<'a> {
             let is_code = difference.field == "code";
             let fits = |c: &Change| (!is_code || c.is_of_few()) && c.explains(id, difference);
             if let Some(at) = changes.position(fits) {
-                used[at] = true;
+                used.changes.insert(at);
+                used.kinds.insert(difference.kind.clone());
+                used.fields.insert(difference.field.clone());
+                used.scenarios.insert(scenario.to_owned());
                 return true;
             }
         }
         false
     }
 
-    /// The rules, and the changes of them, that nothing showed.
+    /// The rules' kinds, fields, scenarios and changes that nothing showed.
     #[must_use]
     pub fn unused(&self) -> Vec<String> {
         let mut out = Vec::new();
         for (entry, used) in self.entries.iter().zip(&self.used) {
-            let all = entry.change.list().iter().zip(used);
-            for (change, _) in all.filter(|(_, used)| !**used) {
+            let changes = entry.change.list().iter().enumerate();
+            for (_, change) in changes.filter(|(at, _)| !used.changes.contains(at)) {
                 out.push(format!("{}: {change:?}", entry.rule));
+            }
+            for (what, named, shown) in [
+                ("kind", &entry.kinds, &used.kinds),
+                ("field", &entry.fields, &used.fields),
+                ("scenario", &entry.scenarios, &used.scenarios),
+            ] {
+                for name in named.iter().filter(|name| !shown.contains(*name)) {
+                    out.push(format!("{}: {what} {name}", entry.rule));
+                }
             }
         }
         out
@@ -336,14 +357,14 @@ mod tests {
     fn entries_that_explain_nothing_are_told() {
         let entries = [Entry {
             rule: "x is new".into(),
-            kinds: vec!["Pod".into()],
-            fields: vec!["spec.x".into()],
-            scenarios: vec!["a/b".into()],
+            kinds: vec!["Pod".into(), "Node".into()],
+            fields: vec!["spec.x".into(), "spec.y".into()],
+            scenarios: vec!["a/b".into(), "a/d".into()],
             change: Changes::Several(vec![Change::Added(json!(1)), Change::Added(json!(2))]),
             document: "https://kubernetes.io/".into(),
         }];
         let mut explained = Explained::new(&entries);
-        assert_eq!(explained.unused().len(), 2);
+        assert_eq!(explained.unused().len(), 8);
         let mut difference = Difference {
             kind: "Job".into(),
             field: "spec.x".into(),
@@ -356,12 +377,19 @@ mod tests {
         assert!(!elsewhere, "another scenario");
         assert!(explained.explains("a/b > x", &difference));
         assert_eq!(
-            explained.unused().len(),
-            1,
-            "the other way of the same rule"
+            explained.unused(),
+            [
+                "x is new: Added(Number(2))",
+                "x is new: kind Node",
+                "x is new: field spec.y",
+                "x is new: scenario a/d",
+            ],
+            "the other way, kind, field and place of the same rule"
         );
         difference.found = json!(2);
-        assert!(explained.explains("a/b > x", &difference));
+        difference.kind = "Node".into();
+        difference.field = "spec.y".into();
+        assert!(explained.explains("a/d > x", &difference));
         assert!(explained.unused().is_empty());
     }
 

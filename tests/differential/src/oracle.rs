@@ -95,21 +95,29 @@ fn start(program: &Path, args: &[String], log: &Path) -> anyhow::Result<Running>
     Ok(Running(child))
 }
 
+/// SHA-256 of a program that has what every kube-apiserver has in it.
+fn kube_apiserver(program: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    ensure!(
+        bytes.windows(MARK.len()).any(|w| w == MARK),
+        "{} is no kube-apiserver",
+        program.display()
+    );
+    Ok(sha256(&bytes))
+}
+
+/// Whether a version (`gitVersion`) is not rkube's own.
+fn is_foreign(version: &str) -> bool {
+    version.starts_with('v') && !version.contains("rkube")
+}
+
 impl Oracle {
     /// Starts etcd and kube-apiserver on free ports of 127.0.0.1 and waits until they are ready.
     ///
     /// # Errors
     /// A program that does not start, or is no kube-apiserver.
     pub async fn start(programs: &Programs) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(&programs.apiserver)
-            .with_context(|| format!("read {}", programs.apiserver.display()))?;
-        ensure!(
-            bytes.windows(MARK.len()).any(|w| w == MARK),
-            "{} is no kube-apiserver",
-            programs.apiserver.display()
-        );
-        let program_hash = sha256(&bytes);
-        drop(bytes);
+        let program_hash = kube_apiserver(&programs.apiserver)?;
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
         let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
@@ -179,10 +187,7 @@ impl Oracle {
         };
         oracle.wait_until_ready().await?;
         let git = oracle.version["gitVersion"].as_str().unwrap_or("");
-        ensure!(
-            git.starts_with('v') && !git.contains("rkube"),
-            "{git:?} is no version of a kube-apiserver"
-        );
+        ensure!(is_foreign(git), "{git:?} is no version of a kube-apiserver");
         Ok(oracle)
     }
 
@@ -235,5 +240,28 @@ impl Oracle {
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_recording_of_anything_else_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("server");
+        std::fs::write(&program, "rkube server").unwrap();
+        let programs = Programs {
+            apiserver: program.clone(),
+            etcd: folder.path().join("none"),
+        };
+        let refused = Oracle::start(&programs).await.unwrap_err().to_string();
+        assert!(refused.ends_with("is no kube-apiserver"), "{refused}");
+        std::fs::write(&program, [b"\0", MARK, b"\0"].concat()).unwrap();
+        assert_eq!(kube_apiserver(&program).unwrap().len(), 64);
+        // Whatever the program holds, what answers must not be rkube.
+        assert!(!is_foreign("v1.36.0+rkube-0.1.0") && !is_foreign("1.20.2"));
+        assert!(is_foreign("v1.20.2"));
     }
 }

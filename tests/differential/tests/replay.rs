@@ -68,6 +68,15 @@ async fn rkube_answers_as_kube_apiserver_does() {
     let answers = record::drive_all(&endpoint, &scenarios, Dialect::default())
         .await
         .expect("rkube answers");
+    let asked: BTreeSet<&str> = answers.values().flatten().map(|a| a.id.as_str()).collect();
+    let unasked: Vec<_> = recorded
+        .keys()
+        .filter(|id| !asked.contains(id.as_str()))
+        .collect();
+    assert!(
+        unasked.is_empty(),
+        "recorded, and never asked: {unasked:#?}"
+    );
     let mut explained = Explained::new(&entries);
     let (mut found, mut ruled) = (Vec::new(), Vec::new());
     for answer in answers.values().flatten() {

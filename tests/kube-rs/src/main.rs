@@ -244,6 +244,12 @@ async fn exec(client: &Client) -> Result<()> {
     // Version 5 of the protocol closes the stream, so cat ends by itself.
     stdin.shutdown().await?;
     drop(stdin);
+    let status = cat.take_status().context("no status")?.await;
+    ensure!(
+        status.as_ref().and_then(|s| s.status.as_deref()) == Some("Success"),
+        "{status:?}"
+    );
+    drop(stdout);
     cat.join().await?;
     let mut bad = pods
         .exec(&name, ["exit", "7"], &AttachParams::default())

@@ -74,6 +74,30 @@ pub fn rules(group: &str, kind: &str) -> Option<&'static Rules> {
         .map(|(_, _, rules)| rules)
 }
 
+/// What rkube does not do for a kind yet, beside storing what its type allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Objects are checked, and no controller works on them.
+    Controller,
+    /// What works on them is there; defaults and validation are not.
+    Rules,
+    /// Neither.
+    Both,
+}
+
+/// What a kind lacks; `None` for those that are as upstream's.
+#[must_use]
+pub fn lack(group: &str, kind: &str) -> Option<Lack> {
+    match (group, kind) {
+        ("", "PersistentVolumeClaim") => Some(Lack::Controller),
+        // Nodes' requests are signed, classes are admission's, templates need nobody.
+        ("", "PodTemplate")
+        | ("certificates.k8s.io", "CertificateSigningRequest")
+        | ("node.k8s.io", "RuntimeClass") => Some(Lack::Rules),
+        _ => rules(group, kind).is_none().then_some(Lack::Both),
+    }
+}
+
 /// Group, kind, rules.
 const TABLE: &[(&str, &str, Rules)] = &[
     (

@@ -2,6 +2,7 @@
 //! the node's own port, and the API server in the same process.
 
 mod body;
+mod listen;
 mod query;
 mod server;
 mod stats;

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
+use super::listen::listen;
 use super::{Http, NodeBody, Query, pod_ref, refusal, stats};
 use crate::Agent;
 
@@ -37,7 +38,7 @@ pub type Admit = Arc<dyn Fn(&[CertificateDer<'static>]) -> bool + Send + Sync>;
 /// How the port is served.
 #[derive(Clone)]
 pub struct NodeServerConfig {
-    /// Where to listen.
+    /// Where to listen; `[::]` is for IPv4 too.
     pub listen: SocketAddr,
     /// Certificate and key, and that clients show theirs.
     pub tls: Arc<rustls::ServerConfig>,
@@ -92,7 +93,7 @@ impl NodeServer {
             address: config.listen,
             source,
         };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let listener = listen(config.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let task = rkube_task::spawn(accept(listener, config, agent));
         Ok(Self { address, task })

@@ -1,6 +1,7 @@
 //! How nodes and clients come to a cluster: by kubeconfig, with certificates
 //! that are renewed, after an older release, and from another project.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,11 +23,15 @@ use crate::outside::Outside;
 use crate::pods::script;
 use crate::repo;
 use crate::second::SecondNode;
+use crate::tls;
 use crate::wait::until;
 
 /// A root of release 0.1.0: store, certificates, token. Made by that release,
 /// with the objects that the case looks for.
 const OLD_ROOT: &str = "tests/fixtures/root-0.1.0.tar.gz";
+
+/// The port of a node's own API (`--kubelet-port` has this default).
+const NODE_API_PORT: u16 = 10250;
 
 fn far_pod(kubectl: &Kubectl) -> anyhow::Result<()> {
     let mut pod = bound("far", script("a", "echo far; sleep 100000"));
@@ -85,14 +90,6 @@ pub(super) fn by_kubeconfig(host: &TestHost) -> anyhow::Result<()> {
 /// The client certificate of node two, with an hour left of it, in the file
 /// where the agent keeps it.
 fn hour_left(host: &TestHost) -> anyhow::Result<String> {
-    let name = |organisation: Option<&str>, common: &str| {
-        let mut name = DistinguishedName::new();
-        if let Some(organisation) = organisation {
-            name.push(DnType::OrganizationName, organisation);
-        }
-        name.push(DnType::CommonName, common);
-        name
-    };
     let path = host.root().join("var/lib/rkube/pki/ca.key");
     let key = KeyPair::from_pem(&std::fs::read_to_string(&path)?).context("the authority's key")?;
     let mut params = CertificateParams::default();
@@ -135,8 +132,52 @@ pub(super) fn certificates(host: &TestHost) -> anyhow::Result<()> {
         pair.ready(SecondNode::NAME, true)?;
         ensure!(exec(&kubectl, "far", &["echo", "x"])? == "x", "exec");
         ensure!(std::fs::read_to_string(&file)? == new, "asked again");
-        Ok(())
+        strangers(host, &kubectl, &new)
     })
+}
+
+/// The port of a node lets in the API server and administrators, and nobody
+/// else: not even another node. `node` is a node's own certificate and key.
+fn strangers(host: &TestHost, kubectl: &Kubectl, node: &str) -> anyhow::Result<()> {
+    let address = SocketAddr::from((Outside::V4, NODE_API_PORT));
+    let authority = std::fs::read_to_string(host.root().join("var/lib/rkube/pki/ca.crt"))?;
+    let ask = |client: Option<(&str, &str)>| tls::status(address, &authority, client, "/pods");
+    let refused = |who: &str, code: u16| {
+        ensure!(code == 401, "{who} is answered {code}");
+        anyhow::Ok(())
+    };
+    refused("nobody", ask(None)?)?;
+    // The administrators' group, by an authority of one's own.
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(Some("system:masters"), "kubernetes-admin");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().context("make a key")?;
+    let own = params.self_signed(&key).context("sign")?.pem();
+    refused("a stranger", ask(Some((&own, &key.serialize_pem())))?)?;
+    refused("a node", ask(Some((node, node)))?)?;
+    let of_admin = |field: &str| {
+        let template =
+            format!("go-template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
+        let view = ["config", "view", "--raw", "-o", &template];
+        anyhow::Ok(kubectl.run(&view)?.stdout)
+    };
+    let (certificate, key) = (
+        of_admin("client-certificate-data")?,
+        of_admin("client-key-data")?,
+    );
+    let code = ask(Some((&certificate, &key)))?;
+    ensure!(code == 200, "an administrator is answered {code}");
+    Ok(())
+}
+
+/// The subject of a certificate.
+fn name(organisation: Option<&str>, common: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    if let Some(organisation) = organisation {
+        name.push(DnType::OrganizationName, organisation);
+    }
+    name.push(DnType::CommonName, common);
+    name
 }
 
 /// A root that an older release wrote: its objects, accounts, keys and

@@ -26,9 +26,24 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("server::one_pod", one_pod).within_secs(240),
         Case::new("server::a_web_deployment", walk::seeds_on_one).within_secs(600),
         Case::new("server::a_web_deployment_on_two_nodes", walk::seeds_on_two).within_secs(600),
-        Case::new("server::walk_of_kubectl_1_20", walk::of_1_20).within_secs(600),
-        Case::new("server::walk_of_kubectl_1_32", walk::of_1_32).within_secs(600),
-        Case::new("server::walk_of_kubectl_1_33", walk::of_1_33).within_secs(600),
+        Case::new("server::walk_of_kubectl_1_20", walk::of_1_20).within_secs(900),
+        Case::new("server::walk_of_kubectl_1_32", walk::of_1_32).within_secs(900),
+        Case::new("server::walk_of_kubectl_1_33", walk::of_1_33).within_secs(900),
+        Case::new(
+            "server::walk_of_kubectl_1_20_on_two_nodes",
+            walk::of_1_20_on_two,
+        )
+        .within_secs(900),
+        Case::new(
+            "server::walk_of_kubectl_1_32_on_two_nodes",
+            walk::of_1_32_on_two,
+        )
+        .within_secs(900),
+        Case::new(
+            "server::walk_of_kubectl_1_33_on_two_nodes",
+            walk::of_1_33_on_two,
+        )
+        .within_secs(900),
         Case::new("server::walk_of_other_kubectls", walk::of_others).within_secs(1800),
         Case::new("server::beside_rkube_run", beside_rkube_run).within_secs(240),
         Case::new("server::objects_reach_pods", objects_reach_pods).within_secs(240),

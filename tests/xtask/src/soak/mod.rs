@@ -19,7 +19,7 @@ use crate::{test, vm};
 /// Rounds where nothing is said.
 const ROUNDS: u64 = 100;
 /// What makes cases long that `make test` runs in short.
-const LONG_FORMS: &[(&str, &str)] = &[("RKUBE_LAYER_MIB", "4096")];
+const LONG_FORMS: &[(&str, &str)] = &[("RKUBE_LAYER_MIB", "4096"), ("RKUBE_EVERY_KUBECTL", "1")];
 
 pub(crate) fn soak(args: &[String]) -> anyhow::Result<bool> {
     let dir = repo::target_dir().join("soak");
@@ -35,10 +35,7 @@ pub(crate) fn soak(args: &[String]) -> anyhow::Result<bool> {
         None => (ROUNDS, args),
     };
     let program = builds::programs(TEST_PROFILE, vm::PROGRAMS)?.remove(1);
-    println!(
-        "`soak long` takes every kill point and fault, and the races by the thousand; \
-         RKUBE_EVERY_KUBECTL=1 adds every kubectl that is there"
-    );
+    println!("`soak long` takes every kill point and fault, and the races by the thousand");
     builds::kube_rs()?;
     let (state, failures) = (dir.join("rounds-done"), dir.join("failures.log"));
     let done: u64 = std::fs::read_to_string(&state)
