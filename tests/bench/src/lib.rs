@@ -20,6 +20,7 @@
 
 pub mod clock;
 pub mod kernel;
+pub mod load;
 pub mod peers;
 pub mod place;
 pub mod podman;
