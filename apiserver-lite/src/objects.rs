@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rkube_api::resources::{self, Resource};
+use rkube_api::resources::{Resource, preferred};
 use rkube_api::status::Status;
 use rkube_store::{Range, Record, Revision, Store, StoreError};
 use serde_json::Value;
@@ -27,15 +27,6 @@ pub fn stored_as(resource: &'static Resource) -> &'static Resource {
         .find(|(view, name, _)| *view == group && *name == plural)
         .map_or(group, |(_, _, group)| group);
     preferred(group, plural).unwrap_or(resource)
-}
-
-/// A resource in the preferred version of its group that has it.
-#[must_use]
-pub fn preferred(group: &str, plural: &str) -> Option<&'static Resource> {
-    resources::all()
-        .iter()
-        .filter(|r| r.gvk.group == group && r.plural == plural)
-        .max_by_key(|r| resources::priority(r.gvk.version))
 }
 
 /// The prefix of a resource's keys; with a namespace, of those in it.
@@ -188,7 +179,7 @@ mod tests {
 
     #[test]
     fn keys_and_versions() {
-        let by = |g, v, p| resources::by_plural(g, v, p).unwrap();
+        let by = |g, v, p| rkube_api::resources::by_plural(g, v, p).unwrap();
         assert_eq!(key(by("", "v1", "pods"), "ns", "a"), "pods/ns/a");
         assert_eq!(key(by("", "v1", "nodes"), "", "n"), "nodes/n");
         assert_eq!(
