@@ -116,13 +116,33 @@ impl Objects {
     /// # Errors
     /// As [`Objects::find`].
     pub fn list(&self, group: &str, plural: &str, namespace: &str) -> Result<Vec<Value>, Status> {
+        self.list_with(group, plural, namespace, b"")
+    }
+
+    /// As [`Objects::list`], only those with a text in their stored form: a rare field
+    /// (`"name":value`, which no string holds, since quotes are escaped) is found without
+    /// decoding the others.
+    ///
+    /// # Errors
+    /// As [`Objects::find`].
+    pub fn list_with(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        text: &[u8],
+    ) -> Result<Vec<Value>, Status> {
         let resource = known(group, plural)?;
         let prefix = prefix(resource, namespace);
         let page = self
             .store
             .range(&Range::prefix(prefix.as_bytes()))
             .map_err(|e| store_status(&e))?;
-        page.records.iter().map(|r| decode(resource, r)).collect()
+        let has = |stored: &[u8]| {
+            text.is_empty() || stored.windows(text.len()).any(|window| window == text)
+        };
+        let wanted = page.records.iter().filter(|r| has(&r.value));
+        wanted.map(|r| decode(resource, r)).collect()
     }
 
     /// The newest revision.

@@ -57,7 +57,7 @@ pub(crate) fn bench(sections: &[String]) -> anyhow::Result<bool> {
         None => dist()?,
     };
     let client = [("rkube-bench", "rkube-load")];
-    let load = builds::programs(builds::TEST_PROFILE, &client)?.remove(0);
+    let load = builds::programs("release", &client)?.remove(0);
     rkube_bench::run(&program, &load, sections)?;
     Ok(true)
 }

@@ -1,10 +1,10 @@
-//! Does one job of [`rkube_bench::load`], given as JSON in the only argument,
-//! and prints what came of it as JSON.
+//! Measures a part of [`rkube_bench::parts`], or does one job of
+//! [`rkube_bench::load`], given as JSON; prints what came of it as JSON.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rkube_bench::load;
+use rkube_bench::{load, parts};
 
 fn main() -> ExitCode {
     match run() {
@@ -20,8 +20,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<String> {
-    let job = std::env::args().nth(1).context("usage: rkube-load JOB")?;
-    let job = serde_json::from_str(&job).context("read the job")?;
-    let done = load::run(&job)?;
-    serde_json::to_string(&done).context("write what was done")
+    let what = std::env::args().nth(1);
+    let what = what.context("usage: rkube-load PART|JOB")?;
+    if what.starts_with('{') {
+        let job = serde_json::from_str(&what).context("read the job")?;
+        let done = load::run(&job)?;
+        return serde_json::to_string(&done).context("write what was done");
+    }
+    let figures = parts::run(&what)?;
+    serde_json::to_string(&figures).context("write the figures")
 }

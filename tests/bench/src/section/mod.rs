@@ -13,15 +13,14 @@ use crate::report::{Report, Row, Setting};
 use crate::rkube::Rkube;
 
 mod crowd;
-mod dns;
 mod exec;
 mod images;
 mod memory;
 mod oci;
+mod parts;
 mod quiet;
 mod restart;
 mod server;
-mod services;
 mod start;
 
 /// Environment variable: how often each is run where both take turns.
@@ -51,8 +50,8 @@ const SECTIONS: &[Section] = &[
     ("quiet", quiet::rows),
     ("exec", exec::rows),
     ("oci", oci::rows),
-    ("services", services::rows),
-    ("dns", dns::rows),
+    ("services", parts::services),
+    ("dns", parts::dns),
     ("restart", restart::rows),
     ("server", server::rows),
     ("images", images::rows),
@@ -125,7 +124,7 @@ fn peer(rows: &mut Vec<Row>, what: &str, who: &str, result: anyhow::Result<Row>)
 }
 
 /// Measures, prints the table, and writes it as JSON; some sections or all.
-/// `load` is the program of that name of this package, optimised.
+/// `load` is `rkube-load` of this package, built as the program is.
 ///
 /// # Errors
 /// The program does not work, or the report cannot be written. A peer that

@@ -140,7 +140,8 @@ fn with_server<T: Send + 'static>(
 }
 
 fn starts(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut samples: [Samples; 4] = Default::default();
+    // A node that was ready is so from the first moment of a later start.
+    let mut samples: [Samples; 3] = Default::default();
     for _ in 0..bench.runs.min(STARTS) {
         let place = Place::of_rkube(&bench.program)?;
         let root = place.dir().join("root");
@@ -160,7 +161,7 @@ fn starts(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             samples.push(time_ms);
         }
     }
-    let [first, first_node, second, second_node] = samples;
+    let [first, first_node, second] = samples;
     let row = |what: &str, samples, target: &str| {
         Row::new(what, "rkube server", "ms", samples).target(target)
     };
@@ -168,7 +169,6 @@ fn starts(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         row("/readyz after the first start of a root", first, "100 ms"),
         row("node Ready after it", first_node, "500 ms"),
         row("/readyz after a later start", second, "100 ms"),
-        row("node Ready after it ", second_node, "500 ms"),
     ])
 }
 
