@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use crate::authz::defaults;
 use crate::authz::rbac::GROUP;
 use crate::engine::Engine;
-use crate::objects::preferred;
 use crate::request::{Request, User, Verb};
+use rkube_api::resources::preferred;
 
 /// Where the API server is reached.
 #[derive(Debug, Clone)]

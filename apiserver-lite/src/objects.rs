@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rkube_api::resources::{self, Resource};
+use rkube_api::resources::{Resource, preferred};
 use rkube_api::status::Status;
 use rkube_store::{Range, Record, Revision, Store, StoreError};
 use serde_json::Value;
@@ -27,15 +27,6 @@ pub fn stored_as(resource: &'static Resource) -> &'static Resource {
         .find(|(view, name, _)| *view == group && *name == plural)
         .map_or(group, |(_, _, group)| group);
     preferred(group, plural).unwrap_or(resource)
-}
-
-/// A resource in the preferred version of its group that has it.
-#[must_use]
-pub fn preferred(group: &str, plural: &str) -> Option<&'static Resource> {
-    resources::all()
-        .iter()
-        .filter(|r| r.gvk.group == group && r.plural == plural)
-        .max_by_key(|r| resources::priority(r.gvk.version))
 }
 
 /// The prefix of a resource's keys; with a namespace, of those in it.
@@ -125,13 +116,33 @@ impl Objects {
     /// # Errors
     /// As [`Objects::find`].
     pub fn list(&self, group: &str, plural: &str, namespace: &str) -> Result<Vec<Value>, Status> {
+        self.list_with(group, plural, namespace, b"")
+    }
+
+    /// As [`Objects::list`], only those with a text in their stored form: a rare field
+    /// (`"name":value`, which no string holds, since quotes are escaped) is found without
+    /// decoding the others.
+    ///
+    /// # Errors
+    /// As [`Objects::find`].
+    pub fn list_with(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        text: &[u8],
+    ) -> Result<Vec<Value>, Status> {
         let resource = known(group, plural)?;
         let prefix = prefix(resource, namespace);
         let page = self
             .store
             .range(&Range::prefix(prefix.as_bytes()))
             .map_err(|e| store_status(&e))?;
-        page.records.iter().map(|r| decode(resource, r)).collect()
+        let has = |stored: &[u8]| {
+            text.is_empty() || stored.windows(text.len()).any(|window| window == text)
+        };
+        let wanted = page.records.iter().filter(|r| has(&r.value));
+        wanted.map(|r| decode(resource, r)).collect()
     }
 
     /// The newest revision.
@@ -188,7 +199,7 @@ mod tests {
 
     #[test]
     fn keys_and_versions() {
-        let by = |g, v, p| resources::by_plural(g, v, p).unwrap();
+        let by = |g, v, p| rkube_api::resources::by_plural(g, v, p).unwrap();
         assert_eq!(key(by("", "v1", "pods"), "ns", "a"), "pods/ns/a");
         assert_eq!(key(by("", "v1", "nodes"), "", "n"), "nodes/n");
         assert_eq!(

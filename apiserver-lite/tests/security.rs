@@ -228,6 +228,17 @@ async fn admission_fills_in_and_refuses() {
         stderr.contains("no PriorityClass with name nope was found"),
         "{stderr}"
     );
+    cluster
+        .apply(
+            json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": "usual"}, "value": 7, "globalDefault": true}),
+        )
+        .await;
+    assert_eq!(create(pod("usual", "echo"), &[]).await, "");
+    let priority = cluster
+        .ok(&["get", "pod", "usual", "-o", "jsonpath={.spec.priority}"])
+        .await;
+    assert_eq!(priority, "7");
 
     let mut classed = pod("classed", "echo");
     classed["spec"]["runtimeClassName"] = "light".into();

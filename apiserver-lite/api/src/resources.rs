@@ -164,10 +164,36 @@ pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Re
 /// lists) have none.
 #[must_use]
 pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
+    type Key = (&'static str, &'static str, &'static str);
+    static INDEX: OnceLock<HashMap<Key, &'static Resource>> = OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let mut index = HashMap::new();
+        for r in all() {
+            let key = (r.gvk.group, r.gvk.version, r.gvk.kind);
+            index.entry(key).or_insert(r);
+        }
+        index
+    });
     let (group, version) = types::split_api_version(api_version);
-    all()
-        .iter()
-        .find(|r| r.gvk.group == group && r.gvk.version == version && r.gvk.kind == kind)
+    index.get(&(group, version, kind)).copied()
+}
+
+/// A resource in the preferred version of its group that has it.
+#[must_use]
+pub fn preferred(group: &str, plural: &str) -> Option<&'static Resource> {
+    static INDEX: OnceLock<HashMap<(&'static str, &'static str), &'static Resource>> =
+        OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let mut index: HashMap<_, &'static Resource> = HashMap::new();
+        for r in all() {
+            let kept = index.entry((r.gvk.group, r.plural)).or_insert(r);
+            if priority(r.gvk.version) > priority(kept.gvk.version) {
+                *kept = r;
+            }
+        }
+        index
+    });
+    index.get(&(group, plural)).copied()
 }
 
 /// The groups with their versions, the preferred version first, in the order
@@ -348,6 +374,9 @@ mod tests {
                 .serves("deletecollection")
         );
         assert!(by_kind("v1", "Status").is_none());
+        let hpa = preferred("autoscaling", "horizontalpodautoscalers").unwrap();
+        assert_eq!(hpa.gvk.version, "v2");
+        assert!(preferred("apps", "pods").is_none());
     }
 
     #[test]

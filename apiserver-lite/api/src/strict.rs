@@ -76,13 +76,12 @@ struct Checker {
 
 impl Checker {
     fn object(&mut self, at: &At<'_, '_>, ty: &'static Type) {
-        let Some(map) = at.map() else {
+        if !at.value().is_object() {
             self.wrong_type(at, "an object");
             return;
-        };
+        }
         self.owners.push((ty, at.depth()));
-        for name in map.keys() {
-            let child = at.get(name);
+        for (name, child) in at.fields() {
             match ty.field(name) {
                 Some(field) if child.is_some() => self.field(&child, field),
                 Some(_) => {}
@@ -115,11 +114,10 @@ impl Checker {
         let before = self.errors.len();
         self.value(at, &field.shape);
         self.required = required;
-        if self.errors.len() == before
-            && let Some(allowed) = field.allowed()
-        {
+        if self.errors.len() == before && field.values.is_some() {
             let one = |at: &At<'_, '_>, errors: &mut Errors| {
-                if !allowed.contains(&at.str()) {
+                if !field.allows(at.str()) {
+                    let allowed = field.allowed().unwrap_or_default();
                     let named: Vec<&str> = allowed
                         .iter()
                         .copied()

@@ -16,6 +16,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use crate::encoding::{self, Encoding};
+
 /// A struct type of the API.
 #[derive(Debug)]
 pub struct Type {
@@ -28,6 +30,7 @@ pub struct Type {
     pub atomic: bool,
     body: &'static str,
     fields: OnceLock<Box<[Field]>>,
+    encodings: OnceLock<Box<[Option<&'static Encoding>]>>,
 }
 
 /// A field of a [`Type`].
@@ -56,6 +59,12 @@ impl Field {
     #[must_use]
     pub fn allowed(&self) -> Option<Vec<&'static str>> {
         self.values.map(|v| v.split('|').collect())
+    }
+
+    /// Whether a value is in the closed set, if the field has one.
+    #[must_use]
+    pub fn allows(&self, value: &str) -> bool {
+        self.values.is_none_or(|v| v.split('|').any(|v| v == value))
     }
 }
 
@@ -174,6 +183,7 @@ fn parse_type(line: &'static str, body: &'static str) -> Type {
         atomic,
         body,
         fields: OnceLock::new(),
+        encodings: OnceLock::new(),
     }
 }
 
@@ -235,9 +245,31 @@ impl Type {
     /// The field with a JSON name.
     #[must_use]
     pub fn field(&'static self, name: &str) -> Option<&'static Field> {
+        self.fields().get(self.position(name)?)
+    }
+
+    /// Where the field with a JSON name stands in [`Type::fields`].
+    #[must_use]
+    pub fn position(&'static self, name: &str) -> Option<usize> {
         let fields = self.fields();
-        let i = fields.binary_search_by(|f| f.name.cmp(name)).ok()?;
-        fields.get(i)
+        fields.binary_search_by(|f| f.name.cmp(name)).ok()
+    }
+
+    /// How upstream's structs write the fields, in the order of
+    /// [`Type::fields`]; `None` for fields that its table lacks.
+    #[must_use]
+    pub fn encodings(&'static self) -> &'static [Option<&'static Encoding>] {
+        self.encodings.get_or_init(|| {
+            let mut encodings = vec![None; self.fields().len()];
+            encoding::each(self.name, &mut |encoding| {
+                // A struct's own field comes before one that is embedded.
+                let place = self.position(encoding.name);
+                if let Some(place) = place.and_then(|at| encodings.get_mut(at)) {
+                    place.get_or_insert(encoding);
+                }
+            });
+            encodings.into_boxed_slice()
+        })
     }
 }
 

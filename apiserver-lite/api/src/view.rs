@@ -83,6 +83,14 @@ impl<'v, 'p> At<'v, 'p> {
         })
     }
 
+    /// The fields of an object with their names; none unless this is one.
+    pub fn fields<'b>(&'b self) -> impl Iterator<Item = (&'v str, At<'v, 'b>)> + 'b
+    where
+        'v: 'b,
+    {
+        self.entries().map(|(name, at)| (name, at.renamed(name)))
+    }
+
     /// The entries of a map with their keys; none unless this is one.
     pub fn entries<'b>(&'b self) -> impl Iterator<Item = (&'v str, At<'v, 'b>)> + 'b
     where

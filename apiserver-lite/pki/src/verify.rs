@@ -1,5 +1,6 @@
 //! Who a client's certificate proves (x509 authentication of the API server).
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -23,6 +24,8 @@ pub struct Subject {
     /// SHA-256 of the certificate in hexadecimal, which upstream adds to the
     /// user as `authentication.kubernetes.io/credential-id`.
     pub fingerprint: String,
+    /// When the certificate itself is valid, in seconds since 1970.
+    pub valid: RangeInclusive<u64>,
 }
 
 /// Checks that `chain` (its own certificate first) leads to `authority`, is
@@ -65,12 +68,14 @@ pub fn client(
         Some(name) => text(name)?,
         None => return Err(refused(&"it has no common name")),
     };
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let groups = parsed.subject().iter_organization();
     let groups = groups.map(text).collect::<Result<_, _>>()?;
     Ok(Subject {
         user,
         groups,
         fingerprint: crate::ca::sha256_hex(own),
+        valid: seconds(parsed.validity().not_before)..=seconds(parsed.validity().not_after),
     })
 }
 
@@ -99,6 +104,8 @@ mod tests {
         assert_eq!(subject.user, "system:node:a");
         assert_eq!(subject.groups, ["system:nodes"]);
         assert_eq!(subject.fingerprint.len(), 64);
+        assert!(subject.valid.contains(&NOW));
+        assert_eq!(*subject.valid.end(), NOW + LEAF_SECONDS);
 
         assert!(
             client(&chain, ca.der(), NOW + LEAF_SECONDS + 1).is_err(),

@@ -6,14 +6,15 @@
 
 pub mod tls;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rkube_api::time::Time;
+use rkube_pki::PkiError;
 use rkube_pki::bootstrap::{BootstrapToken, SECRET_PREFIX};
 use rkube_pki::token::{Bound, Claims, TokenKey, from_base64};
-use rkube_pki::verify;
+use rkube_pki::verify::{self, Subject};
 use rustls::pki_types::CertificateDer;
 
 use crate::auth::{Authenticate, Credentials, Refused};
@@ -38,18 +39,52 @@ fn refused(reason: impl ToString) -> Refused {
     }
 }
 
+/// Most certificates whose subject is kept; then it is begun anew.
+const KNOWN_COUNT_MAX: usize = 1024;
+
 /// Clients with a certificate of the cluster's authority: the common name is
 /// the user, organisations are groups.
+///
+/// A signature takes a tenth of a millisecond to check, and a connection shows
+/// its certificate with every request. So what a certificate proved is kept,
+/// where the authority itself signed it; its times are looked at anew.
 #[derive(Debug)]
 pub struct Certificates {
     authority: CertificateDer<'static>,
+    known: Mutex<HashMap<CertificateDer<'static>, Arc<Subject>>>,
 }
 
 impl Certificates {
     /// Certificates that lead to `authority`.
     #[must_use]
-    pub const fn new(authority: CertificateDer<'static>) -> Self {
-        Self { authority }
+    pub fn new(authority: CertificateDer<'static>) -> Self {
+        Self {
+            authority,
+            known: Mutex::default(),
+        }
+    }
+
+    fn subject(
+        &self,
+        chain: &[CertificateDer<'static>],
+        now: u64,
+    ) -> Result<Arc<Subject>, PkiError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = match chain {
+            [own] => own,
+            _ => return verify::client(chain, &self.authority, now).map(Arc::new),
+        };
+        let kept = known().get(own).cloned();
+        if let Some(subject) = kept.filter(|subject| subject.valid.contains(&now)) {
+            return Ok(subject);
+        }
+        let subject = Arc::new(verify::client(chain, &self.authority, now)?);
+        let mut known = known();
+        if known.len() >= KNOWN_COUNT_MAX {
+            known.clear();
+        }
+        known.insert(own.clone(), Arc::clone(&subject));
+        Ok(subject)
     }
 }
 
@@ -58,13 +93,13 @@ impl Authenticate for Certificates {
         if credentials.certificates.is_empty() {
             return Ok(None);
         }
-        let subject = verify::client(credentials.certificates, &self.authority, now_seconds())
-            .map_err(refused)?;
+        let subject = self.subject(credentials.certificates, now_seconds());
+        let subject = subject.map_err(refused)?;
         let id = format!("X509SHA256={}", subject.fingerprint);
         Ok(Some(User {
-            name: subject.user,
+            name: subject.user.clone(),
             uid: String::new(),
-            groups: subject.groups,
+            groups: subject.groups.clone(),
             extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![id])]),
         }))
     }
@@ -225,5 +260,49 @@ impl Authenticate for BootstrapTokens {
             groups,
             ..User::default()
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rkube_pki::ca::{Authority, LEAF_SECONDS, Purpose};
+    use rustls::pki_types::pem::PemObject as _;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn chain(authority: &Authority, user: &str) -> [CertificateDer<'static>; 1] {
+        let identity = authority.issue(user, None, &Purpose::Client, NOW).unwrap();
+        [CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap()]
+    }
+
+    #[test]
+    fn what_a_certificate_proved_holds_in_its_time() {
+        let (authority, _) = Authority::new("kubernetes", NOW).unwrap();
+        let (other, _) = Authority::new("kubernetes", NOW).unwrap();
+        let certificates = Certificates::new(authority.der().clone());
+        let (ours, theirs) = (chain(&authority, "a"), chain(&other, "a"));
+        for _ in 0..2 {
+            assert_eq!(certificates.subject(&ours, NOW).unwrap().user, "a");
+            assert!(certificates.subject(&theirs, NOW).is_err());
+            assert!(certificates.subject(&[], NOW).is_err());
+            assert!(certificates.subject(&ours, NOW + LEAF_SECONDS + 1).is_err());
+            assert!(certificates.subject(&ours, NOW - 7200).is_err());
+        }
+    }
+
+    #[test]
+    fn only_so_many_certificates_are_kept() {
+        let (authority, _) = Authority::new("kubernetes", NOW).unwrap();
+        let certificates = Certificates::new(authority.der().clone());
+        let subject = certificates.subject(&chain(&authority, "a"), NOW).unwrap();
+        let mut known = certificates.known.lock().unwrap();
+        known.extend((0..KNOWN_COUNT_MAX).map(|number| {
+            let der = CertificateDer::from(number.to_be_bytes().to_vec());
+            (der, Arc::clone(&subject))
+        }));
+        drop(known);
+        certificates.subject(&chain(&authority, "b"), NOW).unwrap();
+        assert_eq!(certificates.known.lock().unwrap().len(), 1);
     }
 }

@@ -308,7 +308,8 @@ impl Rbac {
         let after = store.revision();
         let mut watchers = Vec::new();
         for plural in PLURALS {
-            let resource = objects::preferred(GROUP, plural).ok_or("no such resource")?;
+            let resource =
+                rkube_api::resources::preferred(GROUP, plural).ok_or("no such resource")?;
             let prefix = objects::prefix(resource, "");
             let watcher = store.watch(prefix.as_bytes(), after);
             watchers.push(watcher.map_err(|e| e.to_string())?);

@@ -41,11 +41,12 @@ pub(crate) fn uid() -> Result<String, Status> {
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
     let mut text = String::with_capacity(36);
+    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
     for (i, byte) in b.iter().enumerate() {
         if matches!(i, 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        text.push_str(&format!("{byte:02x}"));
+        text.extend([digit(byte >> 4), digit(byte & 0xf)]);
     }
     Ok(text)
 }

@@ -6,10 +6,10 @@
 //! Before an object is stored, what a struct always writes is added ([`finish`]): after
 //! defaulting, whose rules may look for what is absent.
 
-use rkube_api::encoding::{self, Encoding};
+use rkube_api::encoding::Encoding;
 use rkube_api::quantity::Quantity;
 use rkube_api::time::Time;
-use rkube_api::types::{Shape, Type};
+use rkube_api::types::{Field, Shape, Type};
 use serde_json::{Map, Value};
 
 /// Normalises an object of a type.
@@ -18,20 +18,25 @@ pub(crate) fn object(value: &mut Value, ty: &'static Type) {
         return;
     };
     map.retain(|name, value| {
-        ty.field(name).is_some_and(|field| {
-            !value.is_null() && (field.required || !is_empty(value, &field.shape))
-        })
-    });
-    encoding::each(ty.name, &mut |field| {
-        if field.omit_empty && !field.pointer && map.get(field.name).is_some_and(is_zero) {
-            map.remove(field.name);
+        let Some((field, encoding)) = field(ty, name) else {
+            return false;
+        };
+        let left_out = |e: &Encoding| e.omit_empty && !e.pointer && is_zero(value);
+        if value.is_null()
+            || (!field.required && is_empty(value, &field.shape))
+            || encoding.is_some_and(left_out)
+        {
+            return false;
         }
+        shaped(value, &field.shape);
+        true
     });
-    for (name, value) in map.iter_mut() {
-        if let Some(field) = ty.field(name) {
-            shaped(value, &field.shape);
-        }
-    }
+}
+
+/// A field of a type and how it is written.
+fn field(ty: &'static Type, name: &str) -> Option<(&'static Field, Option<&'static Encoding>)> {
+    let at = ty.position(name)?;
+    Some((ty.fields().get(at)?, *ty.encodings().get(at)?))
 }
 
 /// Normalises an object, and adds what its structs write even when it is zero: numbers and
@@ -51,13 +56,13 @@ fn fill(value: &mut Value, ty: &'static Type, depth: usize) {
     if depth > FILL_DEPTH_MAX {
         return;
     }
-    encoding::each(ty.name, &mut |encoding| {
-        if let (Some(field), false) = (ty.field(encoding.name), map.contains_key(encoding.name))
-            && let Some(zero) = written_zero(encoding, &field.shape)
+    for (field, encoding) in ty.fields().iter().zip(ty.encodings()) {
+        if let Some(zero) = encoding.and_then(|e| written_zero(e, &field.shape))
+            && !map.contains_key(field.name)
         {
-            map.insert(encoding.name.into(), zero);
+            map.insert(field.name.into(), zero);
         }
-    });
+    }
     for (name, value) in map.iter_mut() {
         if let Some(field) = ty.field(name) {
             fill_in(value, &field.shape, depth);

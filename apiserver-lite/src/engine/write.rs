@@ -6,7 +6,7 @@ use rkube_api::status::{Named, Status};
 use rkube_api::view::At;
 use rkube_api::{field, meta as meta_rules};
 use rkube_store::{Key, Revision, StoreError, Value as Stored, Write};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::decode::{self, Expected};
 use super::{Answer, Engine, Warnings, meta, normal, policy, render};
@@ -223,8 +223,10 @@ impl Engine {
             converted = convert(object.clone(), request.resource, stored);
             &converted
         };
-        let map = object.as_object().cloned().unwrap_or_default();
-        Stored::from(codec::encode(&map, &stored.gvk))
+        Stored::from(match object.as_object() {
+            Some(map) => codec::encode(map, &stored.gvk),
+            None => codec::encode(&Map::new(), &stored.gvk),
+        })
     }
 
     async fn store_new(&self, request: &Request, object: &Value) -> Result<Written, Status> {

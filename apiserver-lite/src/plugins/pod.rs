@@ -8,6 +8,8 @@ use crate::admission::{Admission, Call, Operation, Step, done};
 
 /// The group of priority classes.
 const SCHEDULING: &str = "scheduling.k8s.io";
+/// What a class for pods without one has in its stored form.
+const GLOBAL: &[u8] = b"\"globalDefault\":true";
 /// What pods tolerate where they do not say, in seconds.
 const TOLERATION_SECONDS: u32 = 300;
 
@@ -33,7 +35,9 @@ fn pod_priority(call: &mut Call) -> Result<(), Status> {
         .as_str()
         .unwrap_or("");
     let class = if name.is_empty() {
-        let all = call.objects.list(SCHEDULING, "priorityclasses", "")?;
+        let all = call
+            .objects
+            .list_with(SCHEDULING, "priorityclasses", "", GLOBAL)?;
         let global = all
             .into_iter()
             .filter(|class| class["globalDefault"] == true);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -26,9 +27,7 @@ impl Process {
     /// # Errors
     /// It has ended.
     pub fn pss_kib(&self) -> anyhow::Result<u64> {
-        let path = format!("/proc/{}/smaps_rollup", self.pid);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        field_kib(&text, "Pss:").with_context(|| format!("{path} has no Pss"))
+        pss_kib(self.pid)
     }
 
     /// How often each thread was put on a processor (`schedstat`, third
@@ -56,6 +55,30 @@ impl Process {
 fn field_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// Proportional set size of a process, in KiB (proc(5), `smaps_rollup`).
+///
+/// # Errors
+/// It has ended.
+pub fn pss_kib(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    field_kib(&text, "Pss:").with_context(|| format!("{path} has no Pss"))
+}
+
+/// Processor time of a process and all its threads, those that ended too
+/// (clock_getcpuclockid(3)).
+///
+/// # Errors
+/// It has ended.
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let raw = i32::try_from(pid).context("pid out of range")?;
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(raw));
+    let now = clock.and_then(nix::time::ClockId::now);
+    Ok(now
+        .with_context(|| format!("processor time of {pid}"))?
+        .into())
 }
 
 /// Every process but kernel threads and zombies.
@@ -158,6 +181,7 @@ mod tests {
         let own = all.iter().find(|p| p.pid == std::process::id()).unwrap();
         assert!(own.pss_kib().unwrap() > 100);
         assert!(own.turns().unwrap() > 0);
+        assert!(cpu_time(own.pid).unwrap() > Duration::ZERO);
         assert!(kernel_memory_kib().unwrap() > 1000);
         assert_eq!(field_kib("A: 1 kB\nPss:   42 kB\n", "Pss:"), Some(42));
     }

@@ -7,9 +7,9 @@
 //! throw-away test host of its own ([`place::Place`]).
 //!
 //! # Boundary
-//! Programs are driven from outside, by command lines and the kernel's files.
-//! No crate of the program is linked here; the payload is the file that the
-//! program under test unpacked from its built-in image.
+//! Programs are driven from outside, by command lines, requests and the
+//! kernel's files; the payload is the file that the program under test unpacked
+//! from its built-in image. Only [`parts`] measures crates of the program.
 //!
 //! # Invariants
 //! - A benchmark asserts nothing about time: it prints.
@@ -20,6 +20,8 @@
 
 pub mod clock;
 pub mod kernel;
+pub mod load;
+pub mod parts;
 pub mod peers;
 pub mod place;
 pub mod podman;

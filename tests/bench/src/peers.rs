@@ -18,6 +18,7 @@ const WANTED: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("ctr", "containerd"),
+    ("etcd", "etcd-server"),
 ];
 /// What has no program on `PATH`.
 const WANTED_FILES: &[(&str, &str)] = &[

@@ -56,6 +56,8 @@ pub(crate) fn bench(sections: &[String]) -> anyhow::Result<bool> {
         Some(program) => program,
         None => dist()?,
     };
-    rkube_bench::run(&program, sections)?;
+    let client = [("rkube-bench", "rkube-load")];
+    let load = builds::programs("release", &client)?.remove(0);
+    rkube_bench::run(&program, &load, sections)?;
     Ok(true)
 }

@@ -13,14 +13,14 @@ use crate::report::{Report, Row, Setting};
 use crate::rkube::Rkube;
 
 mod crowd;
-mod dns;
 mod exec;
 mod images;
 mod memory;
 mod oci;
+mod parts;
 mod quiet;
 mod restart;
-mod services;
+mod server;
 mod start;
 
 /// Environment variable: how often each is run where both take turns.
@@ -31,6 +31,8 @@ const DEFAULT_RUNS: usize = 30;
 #[derive(Debug)]
 pub struct Bench {
     program: PathBuf,
+    /// The client under whose load servers are measured.
+    load: PathBuf,
     /// The payload, unpacked by the program.
     toolbox: PathBuf,
     runs: usize,
@@ -48,14 +50,15 @@ const SECTIONS: &[Section] = &[
     ("quiet", quiet::rows),
     ("exec", exec::rows),
     ("oci", oci::rows),
-    ("services", services::rows),
-    ("dns", dns::rows),
+    ("services", parts::services),
+    ("dns", parts::dns),
     ("restart", restart::rows),
+    ("server", server::rows),
     ("images", images::rows),
 ];
 
 impl Bench {
-    fn prepare(program: &Path) -> anyhow::Result<Bench> {
+    fn prepare(program: &Path, load: &Path) -> anyhow::Result<Bench> {
         let dir = tempfile::Builder::new()
             .prefix("rkube-bench-")
             .tempdir()
@@ -75,6 +78,7 @@ impl Bench {
         };
         Ok(Bench {
             program: program.to_path_buf(),
+            load: load.to_path_buf(),
             toolbox,
             runs,
             _dir: dir,
@@ -120,17 +124,18 @@ fn peer(rows: &mut Vec<Row>, what: &str, who: &str, result: anyhow::Result<Row>)
 }
 
 /// Measures, prints the table, and writes it as JSON; some sections or all.
+/// `load` is `rkube-load` of this package, built as the program is.
 ///
 /// # Errors
 /// The program does not work, or the report cannot be written. A peer that
 /// does not work is no error.
-pub fn run(program: &Path, wanted: &[String]) -> anyhow::Result<()> {
+pub fn run(program: &Path, load: &Path, wanted: &[String]) -> anyhow::Result<()> {
     if let Some(unknown) = wanted.iter().find(|w| SECTIONS.iter().all(|s| s.0 != *w)) {
         let names: Vec<&str> = SECTIONS.iter().map(|s| s.0).collect();
         bail!("no section {unknown}: there are {}", names.join(", "));
     }
     peers::install();
-    let bench = Bench::prepare(program)?;
+    let bench = Bench::prepare(program, load)?;
     let mut rows = Vec::new();
     for (name, section) in SECTIONS {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
@@ -164,6 +169,9 @@ fn setting() -> anyhow::Result<Setting> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
     let memory = read("/proc/meminfo")?;
+    // Who else was at work, while this ran.
+    let load = read("/proc/loadavg")?;
+    let load = load.split_whitespace().next().unwrap_or("?").to_owned();
     let total_kib: u64 = memory
         .split_whitespace()
         .nth(1)
@@ -178,16 +186,18 @@ fn setting() -> anyhow::Result<Setting> {
     Ok(Setting {
         date: String::from_utf8_lossy(&date.stdout).trim().to_owned(),
         machine: format!(
-            "{cores} processors, {} GiB, Linux {}, {}, {} cgroups",
+            "{cores} processors, {} GiB, Linux {}, {}, {} cgroups, load {load}",
             total_kib >> 20,
             kernel.trim(),
             system.trim_matches('"'),
             Layout::detect()?,
         ),
-        programs: ["podman", "runc", "crun", "conmon", "skopeo", "umoci"]
-            .iter()
-            .map(|name| peers::version(name))
-            .collect(),
+        programs: [
+            "podman", "runc", "crun", "conmon", "skopeo", "umoci", "etcd",
+        ]
+        .iter()
+        .map(|name| peers::version(name))
+        .collect(),
     })
 }
 

@@ -15,15 +15,13 @@ use rkube_proxy::table::Table;
 use rkube_proxy::{NodeFacts, ProxyConfig};
 use serde_json::json;
 
-use super::Bench;
-use crate::report::Row;
-use crate::stats::Samples;
+use super::Figures;
 
 const SERVICES: u32 = 10_000;
 const LOADS: usize = 7;
 const CHANGES: u32 = 1000;
 
-pub(super) fn rows(_: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(super) fn figures() -> anyhow::Result<Figures> {
     let measure = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace")?;
         measure()
@@ -56,7 +54,7 @@ fn pair(number: u32, turn: u32) -> anyhow::Result<(Service, EndpointSlice)> {
     ))
 }
 
-fn measure() -> anyhow::Result<Vec<Row>> {
+fn measure() -> anyhow::Result<Figures> {
     let iid = Iid::parse("0badbead")?;
     let config = ProxyConfig::new(iid, "rkube-bench", "node");
     let node = NodeFacts {
@@ -68,7 +66,7 @@ fn measure() -> anyhow::Result<Vec<Row>> {
         .map(|number| pair(number, 0))
         .collect::<anyhow::Result<_>>()?;
     let mut table = Table::open(&config.table, config.facts(), true)?;
-    let mut loads = Samples::default();
+    let mut loads = Vec::new();
     let mut state = State::default();
     for _ in 0..LOADS {
         state = State::default();
@@ -79,9 +77,9 @@ fn measure() -> anyhow::Result<Vec<Row>> {
         }
         drop(state.take_delta());
         table.install(&state.all())?;
-        loads.push_ms(start.elapsed());
+        loads.push(start.elapsed().as_secs_f64() * 1e3);
     }
-    let mut changes = Samples::default();
+    let mut changes = Vec::new();
     for turn in 1..=CHANGES {
         let (service, slice) = pair(turn % SERVICES, 1 + turn / SERVICES)?;
         let start = Instant::now();
@@ -91,20 +89,8 @@ fn measure() -> anyhow::Result<Vec<Row>> {
         changes.push(start.elapsed().as_secs_f64() * 1e6);
     }
     table.delete()?;
-    Ok(vec![
-        Row::new(
-            "10,000 Services x 2 endpoints, compiled and loaded",
-            "rkube proxy",
-            "ms",
-            loads,
-        )
-        .target("100 ms"),
-        Row::new(
-            "one endpoint changed among 10,000 Services",
-            "rkube proxy",
-            "us",
-            changes,
-        )
-        .target("p50 50 us"),
-    ])
+    Ok(Figures::from([
+        ("load_ms".to_owned(), loads),
+        ("change_us".to_owned(), changes),
+    ]))
 }

@@ -13,15 +13,14 @@ use rkube_dns::{Dns, DnsConfig};
 use rkube_netns::route::{LOOPBACK_INDEX, Requests, RouteSocket};
 use serde_json::{Value, json};
 
-use super::Bench;
-use crate::report::Row;
+use super::Figures;
 
 const SERVICES: usize = 10_000;
 /// How many queries are on their way at once.
 const OUTSTANDING: usize = 64;
 const SPAN: Duration = Duration::from_secs(3);
 
-pub(super) fn rows(_: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(super) fn figures() -> anyhow::Result<Figures> {
     let run = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace")?;
         let mut route = RouteSocket::open()?;
@@ -32,11 +31,10 @@ pub(super) fn rows(_: &Bench) -> anyhow::Result<Vec<Row>> {
     let (per_core, per_second) = thread
         .join()
         .map_err(|_| anyhow::anyhow!("it panicked"))??;
-    let what = "cluster DNS, A queries by UDP among 10,000 Services";
-    Ok(vec![
-        Row::one(what, "rkube dns", "queries/s of one core", per_core).target("100,000"),
-        Row::one(what, "rkube dns", "queries/s by the clock", per_second),
-    ])
+    Ok(Figures::from([
+        ("per_core".to_owned(), vec![per_core]),
+        ("per_second".to_owned(), vec![per_second]),
+    ]))
 }
 
 /// An API with objects that never change.
