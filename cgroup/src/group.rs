@@ -246,8 +246,27 @@ impl Cgroup {
                 .collect();
             names.join(" ")
         };
-        if dir.write_raw(FILE, &plus(&missing)).is_ok() {
-            return Ok(());
+        match dir.write_raw(FILE, &plus(&missing)) {
+            Ok(_) => return Ok(()),
+            // One by one would be worse: a group with processes takes those of
+            // threads (cpu, pids), and from then on is the root of a threaded
+            // subtree, in which no group can have the others (cgroups(7)).
+            Err(source @ (Errno::BUSY | Errno::OPNOTSUPP)) => {
+                let needed: Vec<Controller> = missing
+                    .into_iter()
+                    .filter(|c| select.needs().contains(*c))
+                    .collect();
+                if needed.is_empty() {
+                    tracing::debug!(group = %dir.path().display(), %source, "controllers left off");
+                    return Ok(());
+                }
+                return Err(Error::InternalProcess {
+                    path: dir.path().to_owned(),
+                    controllers: plus(&needed),
+                    source,
+                });
+            }
+            Err(_) => {}
         }
         // The kernel takes all or none: find the culprit, and let go of the
         // ones nobody asked for.

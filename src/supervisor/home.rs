@@ -44,10 +44,15 @@ pub(crate) async fn move_in(parent: String) {
 fn enter(parent: &str) -> Result<(), rkube_cgroup::Error> {
     let hierarchies = Hierarchies::detect()?;
     let path = CgroupPath::new(&format!("{parent}/system"))?;
-    let present: Vec<Controller> = THREATS
-        .into_iter()
-        .filter(|c| hierarchies.of(*c).is_some())
-        .collect();
+    let present: Vec<Controller> = match hierarchies.mode() {
+        // Another group is enough there. To enable a controller for it while
+        // this process is still above it would make a threaded subtree of all.
+        Mode::Unified => Vec::new(),
+        _ => THREATS
+            .into_iter()
+            .filter(|c| hierarchies.of(*c).is_some())
+            .collect(),
+    };
     let select = Select::Only(Needs::none().and(&present));
     Cgroup::ensure(&hierarchies, &path, select)?.attach(std::process::id())
 }

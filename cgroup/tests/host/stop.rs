@@ -104,3 +104,28 @@ fn nothing_survives_kill_all_without_v2() {
     assert!(group.cgroup.pids().unwrap().is_empty());
     assert_eq!(child.wait().unwrap().signal(), Some(9));
 }
+
+/// Controllers of threads (cpu, pids) could be enabled below a group with
+/// processes, and would make it the root of a threaded subtree.
+#[test]
+fn a_group_with_processes_stays_a_domain() {
+    let host = host();
+    let v2 = |c| host.of(c).is_some_and(|h| h.version() == Version::V2);
+    if !v2(Controller::Cpu) || !v2(Controller::Memory) {
+        println!(
+            "SKIP: no controllers of cgroup v2 on this {} host",
+            host.mode()
+        );
+        return;
+    }
+    let group = Group::new("domain");
+    let mut child = group.run("sleep 100");
+    let below = group.cgroup.path().join("below").unwrap();
+    let needs = Needs::none().and(&[Controller::Cpu, Controller::Memory]);
+    let error = Cgroup::create(&host, &below, Select::All(needs)).unwrap_err();
+    assert!(matches!(error, Error::InternalProcess { .. }), "{error}");
+    let file = format!("/sys/fs/cgroup/{}/cgroup.type", group.cgroup.path());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "domain\n");
+    group.cgroup.kill_all(WAIT).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+}
