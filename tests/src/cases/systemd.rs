@@ -33,7 +33,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(
             "systemd::pods_live_in_a_delegated_unit",
             pods_live_in_a_delegated_unit,
-        ),
+        )
+        .alone(),
         Case::new(
             "systemd::a_whole_users_end_is_no_pods_end",
             a_whole_users_end_is_no_pods_end,
