@@ -21,6 +21,7 @@ mod machine;
 mod namespaces;
 mod network;
 mod oci;
+mod ocifields;
 mod pair;
 mod podman;
 mod powercut;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Case> {
         namespaces::cases(),
         network::cases(),
         once(oci::cases()),
+        once(ocifields::cases()),
         pair::cases(),
         once(podman::cases()),
         powercut::cases(),
