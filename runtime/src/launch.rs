@@ -195,8 +195,11 @@ fn talk(
         };
         if !answered && let Some(pid) = meeting.arrived()? {
             match run(pid) {
-                Ok(()) => rustix::io::write(&meeting.ours, &[1])
-                    .map_or_else(|errno| Err(errno).on("answer", "rendezvous"), |_| Ok(()))?,
+                Ok(()) => match rustix::io::write(&meeting.ours, &[1]) {
+                    // The stage has failed meanwhile, and says why below.
+                    Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+                    Err(errno) => return Err(errno).on("answer", "rendezvous"),
+                },
                 Err(error) => {
                     // The stage hears the end, fails, and is reaped.
                     drop(meeting);

@@ -6,91 +6,14 @@
 mod bundle;
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use bundle::attack::Victim;
 use bundle::{Bundle, exec, wait};
 use rkube_runtime::Error;
 use rkube_runtime::lifecycle::{self, CreateOptions};
 use serde_json::json;
-
-/// Containers that are made while an attacker swaps names; RKUBE_RACES sets
-/// another number.
-const RACES: u32 = 20;
-
-impl Bundle {
-    fn root(&self, path: &str) -> PathBuf {
-        self.dir.path().join("rootfs").join(path)
-    }
-
-    fn link(&self, target: &str, path: &str) {
-        let at = self.root(path);
-        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-        symlink(target, at).unwrap();
-    }
-
-    fn applets(&self, names: &[&str]) {
-        for name in names {
-            self.link("busybox", &format!("bin/{name}"));
-        }
-    }
-
-    fn mount(&mut self, mount: serde_json::Value) {
-        self.spec["mounts"].as_array_mut().unwrap().push(mount);
-    }
-
-    fn without_mount(&mut self, prefix: &str) {
-        let mounts = self.spec["mounts"].as_array_mut().unwrap();
-        mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with(prefix));
-    }
-
-    /// Creates it, runs it if that worked, and takes it away.
-    fn attempt(&self) -> Result<String, Error> {
-        let (made, output) = self.create()?;
-        let started = made.container.start();
-        let text = std::io::read_to_string(output).unwrap();
-        wait(&made.pidfd);
-        lifecycle::delete(&self.store(), &self.id, true).unwrap();
-        started.map(|()| text)
-    }
-}
-
-/// A directory of the host that links of a container point at, with a way to
-/// it that climbs out of the root.
-struct Victim {
-    dir: tempfile::TempDir,
-}
-
-impl Victim {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("file"), "host\n").unwrap();
-        Self { dir }
-    }
-
-    fn climb(&self) -> String {
-        format!("{}{}", "../".repeat(32), self.dir.path().display())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// One file, as it was, and nothing mounted on either.
-    fn is_unharmed(&self) {
-        let names: Vec<_> = std::fs::read_dir(self.dir.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        assert_eq!(names, ["file"]);
-        let text = std::fs::read_to_string(self.path("file")).unwrap();
-        assert_eq!(text, "host\n");
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let shown = self.dir.path().display().to_string();
-        assert!(!mounts.contains(&shown), "{mounts}");
-    }
-}
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap()
@@ -203,50 +126,6 @@ fn links_on_the_way_to_mount_points() {
     victim.is_unharmed();
     // They lie at the same names below the container's own root.
     assert!(bundle.root(absolute.trim_start_matches('/')).is_dir());
-}
-
-/// The same by a race: names are swapped while containers are made.
-#[test]
-fn swapped_names_lead_nowhere() {
-    let rounds = std::env::var("RKUBE_RACES").ok();
-    let rounds = rounds.map_or(RACES, |n| n.parse().unwrap());
-    let victim = Victim::new();
-    let mut bundle = Bundle::new(&["true"]);
-    std::fs::create_dir_all(bundle.root("swap/deep")).unwrap();
-    std::fs::write(bundle.root("swap/secret"), "secret").unwrap();
-    bundle.link(&victim.climb(), "other");
-    bundle.without_mount("/dev");
-    for name in ["/swap/deep", "/swap/new/dir", "/swap/file"] {
-        bundle.mount(json!({"destination": name, "type": "tmpfs", "source": "tmpfs"}));
-    }
-    bundle.spec["linux"]["devices"] = json!([
-        {"path": "/swap/node", "type": "c", "major": 1, "minor": 3, "fileMode": 438}
-    ]);
-    bundle.spec["linux"]["maskedPaths"] = json!(["/swap/secret"]);
-    let stop = AtomicBool::new(false);
-    let (one, two) = (bundle.root("swap"), bundle.root("other"));
-    let mut made = 0;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let flags = rustix::fs::RenameFlags::EXCHANGE;
-            while !stop.load(Ordering::Relaxed) {
-                let _ =
-                    rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &two, flags);
-            }
-        });
-        let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..rounds {
-                made += u32::from(bundle.attempt().is_ok());
-                lifecycle::delete(&bundle.store(), &bundle.id, true).unwrap();
-                victim.is_unharmed();
-            }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        rounds.unwrap();
-    });
-    // The attacker must have been met: some containers came to be.
-    assert!(made > 0);
-    bundle.nothing_is_left();
 }
 
 /// CVE-2024-21626: a working directory through a descriptor of the runtime.

@@ -42,6 +42,7 @@ pub(super) fn check(args: &Check) -> anyhow::Result<u8> {
         vec![root(), kernel()],
         capabilities(),
         cgroups(),
+        settings(),
         vec![forwarding()],
     ]
     .concat_all();
@@ -110,7 +111,7 @@ fn kernel() -> Finding {
 }
 
 /// Capabilities by number (capability(7)) and what they are for.
-const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
+const CAPABILITIES: [(u32, &str, Verdict, &str); 11] = [
     (21, "CAP_SYS_ADMIN", Verdict::Fail, "mounts and namespaces"),
     (12, "CAP_NET_ADMIN", Verdict::Fail, "pod networks"),
     (
@@ -118,6 +119,31 @@ const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
         "CAP_DAC_OVERRIDE",
         Verdict::Fail,
         "images of other users",
+    ),
+    (0, "CAP_CHOWN", Verdict::Fail, "owners of images' files"),
+    (
+        6,
+        "CAP_SETGID",
+        Verdict::Fail,
+        "groups of containers' programs",
+    ),
+    (
+        7,
+        "CAP_SETUID",
+        Verdict::Fail,
+        "users of containers' programs",
+    ),
+    (
+        8,
+        "CAP_SETPCAP",
+        Verdict::Fail,
+        "taking capabilities from containers",
+    ),
+    (
+        18,
+        "CAP_SYS_CHROOT",
+        Verdict::Fail,
+        "joining the mounts of a container",
     ),
     (27, "CAP_MKNOD", Verdict::Warn, "device nodes of images"),
     (
@@ -134,8 +160,16 @@ const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
     ),
 ];
 
+/// What gives a capability back.
+const RIGHTS: &str = "start rkube from root's own shell or unit, not from a container or a unit whose \
+    CapabilityBoundingSet= lacks it";
+
 fn capabilities() -> Vec<Finding> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    held(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+/// Findings from the text of /proc/PID/status.
+fn held(status: &str) -> Vec<Finding> {
     let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
     let set = line
         .and_then(|l| u64::from_str_radix(l.trim(), 16).ok())
@@ -144,7 +178,10 @@ fn capabilities() -> Vec<Finding> {
         .iter()
         .map(|(bit, name, lacking, purpose)| match set >> bit & 1 {
             1 => finding(name, Verdict::Ok, "held"),
-            _ => finding(name, *lacking, format!("missing: needed for {purpose}")),
+            _ => {
+                let text = format!("missing: needed for {purpose}; {RIGHTS}");
+                finding(name, *lacking, text)
+            }
         })
         .collect()
 }
@@ -173,10 +210,95 @@ fn cgroups() -> Vec<Finding> {
         list.push(finding(
             "cgroups",
             Verdict::Warn,
-            format!("no {missing} controller: its limits cannot be set"),
+            format!(
+                "no {missing} controller: its limits cannot be set; boot with a kernel that has it, and \
+                 without it in cgroup_disable="
+            ),
         ));
     }
     list
+}
+
+/// What a file of /proc tells of the kernel.
+struct Setting {
+    what: &'static str,
+    path: &'static str,
+    /// From the file's text without white space at its ends; `None` where there
+    /// is no such file.
+    judge: fn(Option<&str>) -> (Verdict, &'static str),
+}
+
+const SETTINGS: [Setting; 5] = [
+    Setting {
+        what: "seccomp",
+        path: "/proc/sys/kernel/seccomp/actions_avail",
+        judge: |text| match text {
+            None => (
+                Verdict::Fail,
+                "no filters of system calls: boot a kernel with CONFIG_SECCOMP_FILTER",
+            ),
+            Some(text) if !text.contains("user_notif") => (
+                Verdict::Warn,
+                "no notifications: profiles with SCMP_ACT_NOTIFY need Linux 5.0",
+            ),
+            Some(_) => (Verdict::Ok, "filters, with notifications"),
+        },
+    },
+    Setting {
+        what: "user namespaces",
+        path: "/proc/sys/user/max_user_namespaces",
+        judge: |text| match text {
+            None => (
+                Verdict::Warn,
+                "none, so `hostUsers: false` is an error: boot a kernel with CONFIG_USER_NS",
+            ),
+            Some("0") => (
+                Verdict::Warn,
+                "switched off, so `hostUsers: false` is an error: \
+                 sysctl -w user.max_user_namespaces=15000",
+            ),
+            Some(_) => (Verdict::Ok, "allowed"),
+        },
+    },
+    Setting {
+        what: "memory files",
+        path: "/proc/sys/vm/memfd_noexec",
+        judge: |text| match text {
+            Some("2") => (
+                Verdict::Fail,
+                "may not be executed, as keepers are: sysctl -w vm.memfd_noexec=1",
+            ),
+            Some(_) | None => (Verdict::Ok, "may be executed"),
+        },
+    },
+    Setting {
+        what: "pressure",
+        path: "/proc/pressure/memory",
+        judge: |text| match text {
+            None => (
+                Verdict::Warn,
+                "not measured, so pressure alarms are errors: boot with psi=1",
+            ),
+            Some(_) => (Verdict::Ok, "measured"),
+        },
+    },
+    Setting {
+        what: "keyrings",
+        path: "/proc/sys/kernel/keys/maxkeys",
+        judge: |text| match text {
+            None => (Verdict::Ok, "the kernel has none, so none is shared"),
+            Some(_) => (Verdict::Ok, "each container gets its own"),
+        },
+    },
+];
+
+fn settings() -> Vec<Finding> {
+    let judged = SETTINGS.iter().map(|setting| {
+        let text = std::fs::read_to_string(setting.path).ok();
+        let (verdict, found) = (setting.judge)(text.as_deref().map(str::trim));
+        finding(setting.what, verdict, found)
+    });
+    judged.collect()
 }
 
 fn forwarding() -> Finding {
@@ -202,6 +324,59 @@ fn forwarding() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_comes_with_a_remedy() {
+        // Every capability but CAP_SETPCAP (8) and CAP_MKNOD (27).
+        let set = u64::MAX & !(1 << 8) & !(1 << 27);
+        let findings = held(&format!("Name:\tx\nCapEff:\t{set:016x}\n"));
+        for found in &findings {
+            let (verdict, text) = (found.verdict, &found.found);
+            let wanted = match found.what {
+                "CAP_SETPCAP" => Verdict::Fail,
+                "CAP_MKNOD" => Verdict::Warn,
+                _ => Verdict::Ok,
+            };
+            assert_eq!(verdict, wanted, "{}", found.what);
+            assert!(
+                verdict == Verdict::Ok || text.contains("start rkube"),
+                "{text}"
+            );
+        }
+        assert_eq!(findings.len(), CAPABILITIES.len());
+    }
+
+    #[test]
+    fn settings_are_judged() {
+        let judge = |what: &str, text: Option<&str>| {
+            let setting = SETTINGS.iter().find(|s| s.what == what).unwrap();
+            (setting.judge)(text)
+        };
+        for (what, text, verdict, remedy) in [
+            ("seccomp", None, Verdict::Fail, "CONFIG_SECCOMP_FILTER"),
+            (
+                "seccomp",
+                Some("kill errno log allow"),
+                Verdict::Warn,
+                "5.0",
+            ),
+            ("seccomp", Some("errno user_notif allow"), Verdict::Ok, ""),
+            ("user namespaces", None, Verdict::Warn, "CONFIG_USER_NS"),
+            ("user namespaces", Some("0"), Verdict::Warn, "sysctl -w"),
+            ("user namespaces", Some("63"), Verdict::Ok, ""),
+            ("memory files", None, Verdict::Ok, ""),
+            ("memory files", Some("1"), Verdict::Ok, ""),
+            ("memory files", Some("2"), Verdict::Fail, "sysctl -w"),
+            ("pressure", None, Verdict::Warn, "psi=1"),
+            ("pressure", Some("some avg10=0.00"), Verdict::Ok, ""),
+            ("keyrings", None, Verdict::Ok, ""),
+            ("keyrings", Some("200"), Verdict::Ok, ""),
+        ] {
+            let (found, said) = judge(what, text);
+            assert_eq!(found, verdict, "{what} {text:?}");
+            assert!(said.contains(remedy), "{what} {text:?}: {said}");
+        }
+    }
 
     #[test]
     fn releases_are_compared_by_number() {

@@ -263,7 +263,7 @@ impl Job<'_> {
         if let Some(process) = self.spec.process() {
             let has = |e: &String| e.len() > 5 && e.starts_with("HOME=");
             if !process.env().iter().flatten().any(has) {
-                input.home = Some(user::home(&container.record.rootfs, process.user().uid()));
+                input.home = Some(user::home(&container.record.rootfs, process.user().uid())?);
             }
             if !options.start_now {
                 input.start = Some(listen(container)?);

@@ -104,10 +104,12 @@ pub fn exec(container: &Container, options: ExecOptions) -> Result<Launched> {
         .iter()
         .flatten()
         .any(|e| e.len() > 5 && e.starts_with("HOME="));
-    let home = (!has_home).then(|| {
+    let home = if has_home {
+        None
+    } else {
         let root = format!("/proc/{}/root", container.record.pid);
-        user::home(root.as_ref(), process.user().uid())
-    });
+        Some(user::home(root.as_ref(), process.user().uid())?)
+    };
     let profile = linux.and_then(|l| l.seccomp().as_ref());
     let filters = profile.and_then(|_| container.filters());
     let record = &container.record;

@@ -118,7 +118,7 @@ impl Foreground {
             }
         }
         if let Some(copy) = &mut copy {
-            copy.drain();
+            copy.drain()?;
         }
         drop(raw);
         exit_code(pidfd)
@@ -260,11 +260,17 @@ impl Copier {
     }
 
     /// What was written before the end.
-    fn drain(&mut self) {
+    fn drain(&mut self) -> Result<()> {
         let mut buffer = vec![0_u8; COPY_BYTES];
-        while let Ok(n @ 1..) = rustix::io::read(&self.master, &mut buffer) {
-            if write_all(rustix::stdio::stdout(), buffer.get(..n).unwrap_or_default()).is_err() {
-                break;
+        loop {
+            match rustix::io::read(&self.master, &mut buffer) {
+                Ok(0) | Err(Errno::IO | Errno::AGAIN) => return Ok(()),
+                Ok(n) => {
+                    let shown = buffer.get(..n).unwrap_or_default();
+                    write_all(rustix::stdio::stdout(), shown)?;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).on("read", "terminal"),
             }
         }
     }

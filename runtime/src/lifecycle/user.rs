@@ -5,35 +5,47 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use crate::error::{Context, Result};
 
 /// Largest /etc/passwd of a container that is read, in bytes.
 const MAX_PASSWD_BYTES: u64 = 1 << 20;
 
 /// `HOME` of a user by the /etc/passwd below `root`, resolved inside it; `/`
 /// where there is none.
-pub(super) fn home(root: &Path, uid: u32) -> String {
-    passwd(root)
-        .and_then(|text| find(&text, uid))
-        .unwrap_or_else(|| "/".to_owned())
+///
+/// # Errors
+/// The file that is there and cannot be read.
+pub(super) fn home(root: &Path, uid: u32) -> Result<String> {
+    let found = passwd(root).on("read", root.join("etc/passwd").display().to_string())?;
+    let found = found.and_then(|text| find(&text, uid));
+    Ok(found.unwrap_or_else(|| "/".to_owned()))
 }
 
-fn passwd(root: &Path) -> Option<String> {
+fn passwd(root: &Path) -> std::io::Result<Option<String>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty()).ok()?;
+    let root: OwnedFd = match rustix::fs::open(root, flags, Mode::empty()) {
+        // What is no root file system is told by whoever mounts it.
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        other => other?,
+    };
     // A FIFO in its place must not hold us up.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(&root, "etc/passwd", flags, Mode::empty(), resolve).ok()?;
-    let mode = rustix::fs::fstat(&file).ok()?.st_mode;
-    if FileType::from_raw_mode(mode) != FileType::RegularFile {
-        return None;
+    let file = match openat2(&root, "etc/passwd", flags, Mode::empty(), resolve) {
+        // ENXIO: a socket or a device.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(None),
+        other => other?,
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
     }
     let mut bytes = Vec::new();
     std::fs::File::from(file)
         .take(MAX_PASSWD_BYTES)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+        .read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Field 6 of the line whose field 3 is the uid (passwd(5)).
@@ -53,6 +65,22 @@ fn find(text: &str, uid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(home(root.path(), 0).unwrap(), "/");
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        assert_eq!(home(root.path(), 0).unwrap(), "/");
+        let file = etc.join("passwd");
+        std::os::unix::fs::symlink("passwd", &file).unwrap();
+        let error = home(root.path(), 0).unwrap_err().chain();
+        assert!(error.contains("etc/passwd"), "{error}");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(home(root.path(), 0).unwrap(), "/");
+    }
 
     #[test]
     fn homes() {

@@ -1,6 +1,8 @@
 //! A bundle of a static busybox, and what is done with it.
 #![allow(dead_code, clippy::unwrap_used, unreachable_pub)]
 
+pub mod attack;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};

@@ -13,13 +13,52 @@ use crate::pods::{pod, tool};
 use crate::wait::{WAIT_SECS, until};
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![Case::new("lacking::the_start_names_what_is_missing", names_all).lacking()]
+    vec![
+        Case::new("lacking::the_start_names_what_is_missing", names_all).lacking(),
+        Case::new("check::a_host_that_runs_pods_passes", a_healthy_host),
+    ]
 }
 
 /// What the guest boots without, as `rkube` names it.
 const OVERLAY: &str = "overlayfs";
 const TABLES: &str = "nf_tables";
 const MEMORY: &str = "memory controller";
+
+/// Everything is looked at, nothing fails, and what is less than it could be
+/// comes with what to do.
+fn a_healthy_host(host: &TestHost) -> anyhow::Result<()> {
+    let out = host.rkube(["check", "--output", "json"])?.ok()?;
+    let findings: Vec<serde_json::Value> =
+        serde_json::from_str(&out.stdout).context("parse the findings")?;
+    for what in [
+        "root",
+        "kernel",
+        "CAP_SYS_ADMIN",
+        "CAP_SETPCAP",
+        "CAP_SYS_CHROOT",
+        "cgroups",
+        "seccomp",
+        "user namespaces",
+        "memory files",
+        "pressure",
+        "keyrings",
+        "network",
+    ] {
+        let there = findings.iter().any(|f| f["what"] == what);
+        ensure!(there, "no word of {what}: {out}");
+    }
+    for finding in &findings {
+        let found = finding["found"].as_str().unwrap_or_default();
+        let told = ["start rkube", "boot", "sysctl"];
+        let told = told.iter().any(|word| found.contains(word));
+        match finding["verdict"].as_str() {
+            Some("ok") => {}
+            Some("warn") => ensure!(told, "no remedy: {finding}"),
+            _ => anyhow::bail!("{finding}"),
+        }
+    }
+    Ok(())
+}
 
 fn names_all(host: &TestHost) -> anyhow::Result<()> {
     refused(host, &[OVERLAY, MEMORY, TABLES], &[])?;

@@ -21,6 +21,7 @@ mod machine;
 mod namespaces;
 mod network;
 mod oci;
+mod ocifields;
 mod pair;
 mod podman;
 mod powercut;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Case> {
         namespaces::cases(),
         network::cases(),
         oci::cases(),
+        ocifields::cases(),
         pair::cases(),
         host_only(podman::cases()),
         powercut::cases(),

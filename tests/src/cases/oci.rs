@@ -22,6 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
             "oci::no_paths_after_the_root_is_entered",
             no_paths_after_the_root_is_entered,
         ),
+        Case::new("oci::no_paths_in_other_ways_in", no_paths_in_other_ways_in),
         Case::new("oci::filters_are_kept", filters_are_kept),
     ]
 }
@@ -128,44 +129,115 @@ fn no_paths_after_the_root_is_entered(host: &TestHost) -> anyhow::Result<()> {
                 "options": ["rbind", "ro"]}));
         });
     })?;
-    let trace = host.files().join("trace");
-    let (root, bundle) = (host.root().join("oci"), bundle.display().to_string());
-    let mut args = vec!["-f".to_owned(), "-s".to_owned(), "4096".to_owned()];
-    args.extend(["-o".to_owned(), trace.display().to_string()]);
-    args.push(host.program()?.display().to_string());
-    args.extend(["oci".to_owned(), "--root".to_owned()]);
-    args.push(root.display().to_string());
-    args.extend(["run", "--bundle", &bundle, &id()].map(str::to_owned));
-    Cmd::new("strace", &args).ok()?;
-    let text = std::fs::read_to_string(&trace)?;
-    let stage = calls(&text)
-        .find(|call| call.name == "pivot_root")
-        .map(|call| call.pid.to_owned())
-        .context("no pivot_root in the trace")?;
-    let all = calls(&text).filter(|call| call.pid == stage);
-    let inside: Vec<_> = all.skip_while(|call| call.name != "pivot_root").collect();
-    let end = inside.iter().position(|call| call.name == "execve");
-    let end = end.context("the program is not executed")?;
-    let setup = &inside[..end];
-    let wrong: Vec<_> = setup
-        .iter()
-        .filter_map(|call| Some(format!("{}: {}", objection(call)?, call.line)))
-        .collect();
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let run = ["run", "--bundle", &bundle.display().to_string(), &id()].map(str::to_owned);
+    let text = trace(host, &run)?;
+    let setup = judged(&text)?;
     // The trace must have seen what it judges.
     let seen: BTreeSet<_> = setup.iter().map(|call| call.name).collect();
     for name in ["move_mount", "mknodat", "symlinkat", "mkdirat", "openat2"] {
         ensure!(seen.contains(name), "no {name} in the trace");
     }
-    let before = calls(&text).filter(|call| call.pid == stage);
+    let last = setup.last().context("no call")?;
+    let program = calls(&text)
+        .skip_while(|call| call.line != last.line)
+        .filter(|call| call.pid == last.pid);
+    let own = calls(&text).count() - program.count();
+    println!("{own} system calls");
+    ensure!(own <= MAX_RUN_CALLS, "{own} system calls in one run");
+    Ok(())
+}
+
+/// The system calls of an `rkube oci` command and all that it starts.
+fn trace(host: &TestHost, command: &[String]) -> anyhow::Result<String> {
+    let path = host.files().join("trace");
+    let root = host.root().join("oci");
+    let mut args = vec!["-f".to_owned(), "-s".to_owned(), "4096".to_owned()];
+    args.extend(["-o".to_owned(), path.display().to_string()]);
+    args.push(host.program()?.display().to_string());
+    args.extend(["oci".to_owned(), "--root".to_owned()]);
+    args.push(root.display().to_string());
+    args.extend(command.iter().cloned());
+    Cmd::new("strace", &args).ok()?;
+    std::fs::read_to_string(&path).context("read the trace")
+}
+
+/// The calls of a trace's stage from where it is in the container's root to
+/// its program; one that could be led astray by a path is an error.
+fn judged(text: &str) -> anyhow::Result<Vec<Call<'_>>> {
+    // An exec enters by setns(2): the program's process is the last of those.
+    let enters = |call: &Call<'_>| {
+        call.name == "pivot_root" || (call.name == "setns" && !call.args.contains("CLONE_NEWPID)"))
+    };
+    let pivots = calls(text).filter(|call| call.name == "pivot_root").count();
+    let entry = if pivots > 0 { "pivot_root" } else { "setns" };
+    let stage = calls(text)
+        .filter(enters)
+        .filter(|call| call.name == entry)
+        .last()
+        .map(|call| call.pid.to_owned())
+        .context("nobody enters a root in the trace")?;
+    let all: Vec<_> = calls(text).filter(|call| call.pid == stage).collect();
+    let begin = all.iter().rposition(|call| call.name == entry).unwrap_or(0);
+    let setup: Vec<_> = all
+        .into_iter()
+        .skip(begin)
+        .take_while(|call| call.name != "execve")
+        .collect();
+    let wrong: Vec<_> = setup
+        .iter()
+        .filter_map(|call| Some(format!("{}: {}", objection(call)?, call.line)))
+        .collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let before = calls(text).filter(|call| call.pid == stage);
     let by_path = before
         .take_while(|call| call.name != "execve")
         .find(|call| matches!(call.name, "open" | "openat") && call.args.contains("\"/proc"));
     ensure!(by_path.is_none(), "{by_path:?}");
-    let program = inside.len() - end;
-    let own = calls(&text).count() - program;
-    println!("{own} system calls");
-    ensure!(own <= MAX_RUN_CALLS, "{own} system calls in one run");
+    Ok(setup)
+}
+
+/// The same of an exec, of a terminal, and of a user namespace.
+fn no_paths_in_other_ways_in(host: &TestHost) -> anyhow::Result<()> {
+    let made = bundle(host, &["/bin/sleep", "100000"], |_| ())?;
+    let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let (id, at) = (id(), made.display().to_string());
+    let root = host.root().join("oci").display().to_string();
+    let oci = |args: &[&str]| -> anyhow::Result<()> {
+        let mut all = words(&["oci", "--root", &root]);
+        all.extend(words(args));
+        Cmd::new(host.program()?, &all).ok().map(drop)
+    };
+    oci(&["run", "--detach", "--bundle", &at, &id])?;
+    let traced = trace(host, &words(&["exec", "--cwd", "/tmp", &id, "/bin/true"]));
+    oci(&["delete", "--force", &id])?;
+    let text = traced?;
+    ensure!(judged(&text)?.len() > 10, "hardly a call of the exec");
+    let config = made.join("config.json");
+    let spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+    for (what, edit) in [
+        (
+            "terminal",
+            (|spec| spec["process"]["terminal"] = true.into()) as fn(&mut serde_json::Value),
+        ),
+        ("user namespace", |spec| {
+            let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+            spec["linux"]["uidMappings"] = map.clone();
+            spec["linux"]["gidMappings"] = map;
+            if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
+                list.push(json!({"type": "user"}));
+            }
+        }),
+    ] {
+        let mut edited = spec.clone();
+        edited["process"]["args"] = json!(["/bin/true"]);
+        edit(&mut edited);
+        std::fs::write(&config, serde_json::to_vec(&edited)?)?;
+        let text = trace(host, &words(&["run", "--bundle", &at, &id])).context(what)?;
+        ensure!(
+            judged(&text).context(what)?.len() > 10,
+            "{what}: hardly a call"
+        );
+    }
     Ok(())
 }
 

@@ -278,6 +278,21 @@ fn scopes_of_the_oci_command_line(host: &TestHost) -> anyhow::Result<()> {
         let now = cgroups::file(life.pid, "memory", "memory.max")?;
         ensure!(now == limit && life.runs(), "after {command}: {now}");
     }
+    // Everything else works in the scope as in any other group.
+    let inside = oci(&["exec", &id, "/bin/cat", "/proc/self/cgroup"])?;
+    ensure!(inside.stdout.trim() == "0::/", "{inside}");
+    oci(&["pause", &id])?;
+    ensure!(cgroups::file(life.pid, "memory", "cgroup.freeze")? == "1");
+    oci(&["resume", &id])?;
+    let more = (96 << 20).to_string();
+    oci(&["update", "--memory", &more, "--pids-limit", "77", &id])?;
+    // 0 means "not set", for systemd as for the kernel.
+    oci(&["update", "--memory", "0", "--cpu-quota", "0", &id])?;
+    systemctl(&["daemon-reload"])?;
+    for (file, wanted) in [("memory.max", more.as_str()), ("pids.max", "77")] {
+        let now = cgroups::file(life.pid, "memory", file)?;
+        ensure!(now == wanted, "{file} after an update: {now}");
+    }
     oci(&["delete", "--force", &id])?;
     until("the scope to go", PATIENCE, || {
         let active = Cmd::new("systemctl", ["is-active", &unit]).output()?;

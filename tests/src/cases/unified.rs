@@ -30,6 +30,10 @@ pub(super) fn cases() -> Vec<Case> {
             processes_are_born_inside,
         ),
         Case::new("unified::single_process_oom_kill", single_process_oom_kill),
+        Case::new(
+            "unified::annotations_hold_back_and_spare",
+            annotations_hold_back_and_spare,
+        ),
     ]
     .map(|case| case.on(Layout::UNIFIED).vm_only().vms(&[Layout::V2]))
     .to_vec()
@@ -318,6 +322,24 @@ fn single_process_oom_kill(host: &TestHost) -> anyhow::Result<()> {
     ensure!(life.runs(), "the container was killed for its child");
     let seen = host.inspect("p")?;
     ensure!(status(&seen, "a")["restartCount"] == 0, "{seen:#}");
+    host.rm(&["p"])?;
+    Ok(())
+}
+
+/// `memory-high.rkube.dev` and `oom-kill.rkube.dev`, for one container of two.
+fn annotations_hold_back_and_spare(host: &TestHost) -> anyhow::Result<()> {
+    let limits = json!({"resources": {"limits": {"memory": "32Mi"}}});
+    let container = |name: &str| with(script(name, "sleep inf"), "", limits.clone());
+    let asked = json!({"name": "p", "annotations": {
+        "memory-high.rkube.dev/a": "16Mi", "oom-kill.rkube.dev/a": "process"}});
+    let pod = pod("p", &[container("a"), container("b")]);
+    host.up(&[with(pod, "metadata", asked)])?;
+    let of = |name: &str, file: &str| -> anyhow::Result<String> {
+        cgroups::file(host.life("p", name)?.pid, "memory", file)
+    };
+    ensure!(of("a", "memory.high")? == (16 << 20).to_string());
+    ensure!(of("a", "memory.oom.group")? == "0" && of("b", "memory.oom.group")? == "1");
+    ensure!(of("b", "memory.high")? == "max");
     host.rm(&["p"])?;
     Ok(())
 }

@@ -44,9 +44,11 @@ pub(super) fn cases() -> Vec<Case> {
             .on(HYBRID)
             .within_secs(LONG_SECS),
         Case::new("oci::a_refused_call_is_told", faults::are_told)
+            .alone()
             .on(PLACES)
             .within_secs(LONG_SECS),
         Case::new("oci::a_refused_call_is_told_on_cgroup2", faults::on_cgroup2)
+            .alone()
             .on(HYBRID)
             .within_secs(LONG_SECS),
     ]

@@ -141,14 +141,7 @@ fn every_call(suite: &mut Option<PathBuf>, case: &str, number: u32) -> anyhow::R
 }
 
 fn races() -> anyhow::Result<bool> {
-    let test = [
-        "test",
-        "-p",
-        "rkube-runtime",
-        "--test",
-        "attacks",
-        "swapped_names",
-    ];
+    let test = ["test", "-p", "rkube-runtime", "--test", "races"];
     let status = cargo(&test)
         .env("RKUBE_RACES", RACES_OF_A_PART.to_string())
         .status()
