@@ -1,7 +1,7 @@
 //! The node's HTTPS port (10250): what an API server asks of a node.
 //!
 //! Every request needs a client certificate that the configuration admits;
-//! without one the handshake fails. There is no port without TLS.
+//! without one it is answered 401. There is no port without TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

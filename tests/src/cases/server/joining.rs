@@ -87,6 +87,30 @@ pub(super) fn by_kubeconfig(host: &TestHost) -> anyhow::Result<()> {
     server.end()
 }
 
+/// A node that has an IPv6 address and no other: the API server reaches its
+/// port there.
+pub(super) fn at_ipv6(host: &TestHost) -> anyhow::Result<()> {
+    let outside = Outside::join()?;
+    let (server, kubectl) = host.server(&["--node-ip", &Outside::HOST_V4.to_string()])?;
+    let token = std::fs::read_to_string(host.root().join("var/lib/rkube/token"))?;
+    let ip = Outside::V6.to_string();
+    let mut two = SecondNode::new(host, &outside, &["--node-ip", &ip])?;
+    let worked = two.start(Some(token.trim())).and_then(|()| {
+        far_pod(&kubectl)?;
+        kubectl.says("logs far", "far\n")?;
+        let addresses =
+            "get node two -o jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
+        let addresses = kubectl.line(addresses)?;
+        ensure!(addresses == ip, "{addresses}");
+        Ok(())
+    });
+    let (said, cleared) = two.clear();
+    worked.with_context(|| format!("the agent said:\n{}", said.join("\n")))?;
+    cleared?;
+    kubectl.run(&["delete", "pod", "far", "--force", "--grace-period=0"])?;
+    server.end()
+}
+
 /// The client certificate of node two, with an hour left of it, in the file
 /// where the agent keeps it.
 fn hour_left(host: &TestHost) -> anyhow::Result<String> {

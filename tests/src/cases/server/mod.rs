@@ -53,6 +53,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("server::a_node_comes_and_goes", nodes::comes_and_goes).within_secs(600),
         Case::new("server::a_node_dies", nodes::dies).within_secs(600),
         Case::new("server::a_node_joins_by_kubeconfig", joining::by_kubeconfig).within_secs(300),
+        Case::new("server::a_node_at_an_ipv6_address", joining::at_ipv6).within_secs(300),
         Case::new("server::certificates_of_a_node", joining::certificates).within_secs(300),
         Case::new("server::a_root_of_0_1_0", joining::an_old_root).within_secs(240),
         Case::new("server::legacy_tokens", joining::legacy_tokens).within_secs(240),
