@@ -2,10 +2,9 @@
 //! need, and nothing else of its kind
 //! (`k8s.io/kubernetes/plugin/pkg/auth/authorizer/node`).
 
-use serde_json::Value;
-
 use super::defaults;
 use super::rules::Rule;
+use super::uses::{Kind, Uses};
 use crate::auth::{Access, Authorize, Decision, Target};
 use crate::objects::Objects;
 use crate::request::User;
@@ -24,7 +23,7 @@ pub fn node_of(user: &User) -> Option<&str> {
 /// Decides about nodes.
 #[derive(Debug)]
 pub struct NodeAuthorizer {
-    objects: Objects,
+    uses: Uses,
     rules: Vec<Rule>,
 }
 
@@ -33,15 +32,10 @@ impl NodeAuthorizer {
     #[must_use]
     pub fn new(objects: Objects) -> Self {
         let rules = defaults::cluster_role("system:node").unwrap_or_default();
-        Self { objects, rules }
-    }
-
-    /// Whether a pod bound to `node` in a namespace uses something.
-    fn is_used(&self, node: &str, namespace: &str, uses: impl Fn(&Value) -> bool) -> bool {
-        // A store that does not answer gives no reason to allow.
-        let pods = self.objects.list("", "pods", namespace).unwrap_or_default();
-        pods.iter()
-            .any(|pod| pod["spec"]["nodeName"] == *node && uses(pod))
+        Self {
+            uses: Uses::new(objects),
+            rules,
+        }
     }
 
     fn related(
@@ -55,55 +49,15 @@ impl NodeAuthorizer {
         if name.is_empty() {
             return false;
         }
-        match (plural, subresource) {
-            ("secrets", "") => self.is_used(node, namespace, |pod| uses_secret(pod, name)),
-            ("configmaps", "") => self.is_used(node, namespace, |pod| uses_config_map(pod, name)),
-            ("persistentvolumeclaims", "") => {
-                self.is_used(node, namespace, |pod| uses_claim(pod, name))
-            }
-            ("serviceaccounts", "token" | "") => self.is_used(node, namespace, |pod| {
-                pod["spec"]["serviceAccountName"] == *name
-            }),
-            _ => false,
-        }
+        let kind = match (plural, subresource) {
+            ("secrets", "") => Kind::Secret,
+            ("configmaps", "") => Kind::ConfigMap,
+            ("persistentvolumeclaims", "") => Kind::Claim,
+            ("serviceaccounts", "token" | "") => Kind::Account,
+            _ => return false,
+        };
+        self.uses.has(node, namespace, kind, name)
     }
-}
-
-fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
-    value[field].as_array().into_iter().flatten()
-}
-
-fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    let spec = &pod["spec"];
-    list(spec, "initContainers")
-        .chain(list(spec, "containers"))
-        .chain(list(spec, "ephemeralContainers"))
-}
-
-fn sources(pod: &Value) -> impl Iterator<Item = &Value> {
-    list(&pod["spec"], "volumes")
-        .flat_map(|volume| std::iter::once(volume).chain(list(&volume["projected"], "sources")))
-}
-
-fn uses_config_map(pod: &Value, name: &str) -> bool {
-    containers(pod).any(|container| {
-        list(container, "envFrom").any(|from| from["configMapRef"]["name"] == *name)
-            || list(container, "env")
-                .any(|env| env["valueFrom"]["configMapKeyRef"]["name"] == *name)
-    }) || sources(pod).any(|source| source["configMap"]["name"] == *name)
-}
-
-fn uses_secret(pod: &Value, name: &str) -> bool {
-    containers(pod).any(|container| {
-        list(container, "envFrom").any(|from| from["secretRef"]["name"] == *name)
-            || list(container, "env").any(|env| env["valueFrom"]["secretKeyRef"]["name"] == *name)
-    }) || sources(pod)
-        .any(|source| source["secret"]["secretName"] == *name || source["secret"]["name"] == *name)
-        || list(&pod["spec"], "imagePullSecrets").any(|secret| secret["name"] == *name)
-}
-
-fn uses_claim(pod: &Value, name: &str) -> bool {
-    sources(pod).any(|source| source["persistentVolumeClaim"]["claimName"] == *name)
 }
 
 impl Authorize for NodeAuthorizer {
