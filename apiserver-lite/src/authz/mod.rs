@@ -8,6 +8,7 @@ pub mod node;
 pub mod rbac;
 pub mod review;
 pub mod rules;
+mod uses;
 
 pub use node::NodeAuthorizer;
 pub use rbac::Rbac;

@@ -2,10 +2,9 @@
 //! need, and nothing else of its kind
 //! (`k8s.io/kubernetes/plugin/pkg/auth/authorizer/node`).
 
-use serde_json::Value;
-
 use super::defaults;
 use super::rules::Rule;
+use super::uses::{Kind, Uses};
 use crate::auth::{Access, Authorize, Decision, Target};
 use crate::objects::Objects;
 use crate::request::User;
@@ -25,6 +24,7 @@ pub fn node_of(user: &User) -> Option<&str> {
 #[derive(Debug)]
 pub struct NodeAuthorizer {
     objects: Objects,
+    uses: Uses,
     rules: Vec<Rule>,
 }
 
@@ -33,15 +33,11 @@ impl NodeAuthorizer {
     #[must_use]
     pub fn new(objects: Objects) -> Self {
         let rules = defaults::cluster_role("system:node").unwrap_or_default();
-        Self { objects, rules }
-    }
-
-    /// Whether a pod bound to `node` in a namespace uses something.
-    fn is_used(&self, node: &str, namespace: &str, uses: impl Fn(&Value) -> bool) -> bool {
-        // A store that does not answer gives no reason to allow.
-        let pods = self.objects.list("", "pods", namespace).unwrap_or_default();
-        pods.iter()
-            .any(|pod| pod["spec"]["nodeName"] == *node && uses(pod))
+        Self {
+            uses: Uses::new(objects.clone()),
+            objects,
+            rules,
+        }
     }
 
     /// Whether a pod bound to `node` uses a claim that is bound to a volume.
@@ -51,7 +47,8 @@ impl NodeAuthorizer {
         let mut bound = claims.iter().filter(|c| c["spec"]["volumeName"] == *volume);
         bound.any(|claim| {
             let text = |field: &str| claim["metadata"][field].as_str().unwrap_or_default();
-            self.is_used(node, text("namespace"), |pod| uses_claim(pod, text("name")))
+            self.uses
+                .has(node, text("namespace"), Kind::Claim, text("name"))
         })
     }
 
@@ -72,66 +69,23 @@ impl NodeAuthorizer {
         if name.is_empty() {
             return false;
         }
-        match (plural, subresource) {
-            ("persistentvolumes", "") => self.is_used_volume(node, name),
-            ("resourceclaims", "") => self.is_used(node, namespace, |pod| takes(pod, name)),
-            ("volumeattachments", "") => self.is_of_node(node, "storage.k8s.io", plural, name),
-            ("resourceslices", "") => self.is_of_node(node, "resource.k8s.io", plural, name),
-            ("secrets", "") => self.is_used(node, namespace, |pod| uses_secret(pod, name)),
-            ("configmaps", "") => self.is_used(node, namespace, |pod| uses_config_map(pod, name)),
-            ("persistentvolumeclaims", "" | "status") => {
-                self.is_used(node, namespace, |pod| uses_claim(pod, name))
+        let kind = match (plural, subresource) {
+            ("persistentvolumes", "") => return self.is_used_volume(node, name),
+            ("volumeattachments", "") => {
+                return self.is_of_node(node, "storage.k8s.io", plural, name);
             }
-            ("serviceaccounts", "token" | "") => self.is_used(node, namespace, |pod| {
-                pod["spec"]["serviceAccountName"] == *name
-            }),
-            _ => false,
-        }
+            ("resourceslices", "") => {
+                return self.is_of_node(node, "resource.k8s.io", plural, name);
+            }
+            ("resourceclaims", "") => Kind::Devices,
+            ("secrets", "") => Kind::Secret,
+            ("configmaps", "") => Kind::ConfigMap,
+            ("persistentvolumeclaims", "" | "status") => Kind::Claim,
+            ("serviceaccounts", "token" | "") => Kind::Account,
+            _ => return false,
+        };
+        self.uses.has(node, namespace, kind, name)
     }
-}
-
-fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
-    value[field].as_array().into_iter().flatten()
-}
-
-fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    let spec = &pod["spec"];
-    list(spec, "initContainers")
-        .chain(list(spec, "containers"))
-        .chain(list(spec, "ephemeralContainers"))
-}
-
-fn sources(pod: &Value) -> impl Iterator<Item = &Value> {
-    list(&pod["spec"], "volumes")
-        .flat_map(|volume| std::iter::once(volume).chain(list(&volume["projected"], "sources")))
-}
-
-fn uses_config_map(pod: &Value, name: &str) -> bool {
-    containers(pod).any(|container| {
-        list(container, "envFrom").any(|from| from["configMapRef"]["name"] == *name)
-            || list(container, "env")
-                .any(|env| env["valueFrom"]["configMapKeyRef"]["name"] == *name)
-    }) || sources(pod).any(|source| source["configMap"]["name"] == *name)
-}
-
-fn uses_secret(pod: &Value, name: &str) -> bool {
-    containers(pod).any(|container| {
-        list(container, "envFrom").any(|from| from["secretRef"]["name"] == *name)
-            || list(container, "env").any(|env| env["valueFrom"]["secretKeyRef"]["name"] == *name)
-    }) || sources(pod)
-        .any(|source| source["secret"]["secretName"] == *name || source["secret"]["name"] == *name)
-        || list(&pod["spec"], "imagePullSecrets").any(|secret| secret["name"] == *name)
-}
-
-fn uses_claim(pod: &Value, name: &str) -> bool {
-    sources(pod).any(|source| source["persistentVolumeClaim"]["claimName"] == *name)
-}
-
-/// Whether a pod takes devices by a claim, its own or one made from its template.
-fn takes(pod: &Value, name: &str) -> bool {
-    list(&pod["spec"], "resourceClaims")
-        .chain(list(&pod["status"], "resourceClaimStatuses"))
-        .any(|claim| claim["resourceClaimName"] == *name)
 }
 
 /// What a node may do with objects that its pods use, or that are about itself.

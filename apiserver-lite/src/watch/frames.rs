@@ -141,6 +141,8 @@ pub(super) struct Frames {
     format: Format,
     include: Include,
     first: bool,
+    /// Frames are made from stored bytes, and kept for others.
+    shared: bool,
 }
 
 impl Frames {
@@ -150,6 +152,7 @@ impl Frames {
             format,
             include,
             first: true,
+            shared: is_shared(resource, format),
         }
     }
 
@@ -161,7 +164,7 @@ impl Frames {
     ) -> WatchFrame {
         let first = std::mem::take(&mut self.first);
         let Source { stored, revision } = source;
-        if !is_shared(self.resource, self.format) {
+        if !self.shared {
             return match decode_bytes(self.resource, stored, revision) {
                 Ok(object) => {
                     let object =

@@ -6,6 +6,7 @@
 mod frames;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use rkube_api::table::Include;
 use rkube_client::FrameKind;
 use rkube_store::{Event, Record, Revision, StoreError, Watcher};
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::convert::is_same_form;
 use crate::engine::{Engine, random};
@@ -53,8 +54,9 @@ pub struct Watch {
     initial_end: Option<Revision>,
     events: VecDeque<Arc<Event>>,
     bookmarks: bool,
-    next_bookmark: Instant,
-    deadline: Instant,
+    /// Both timers last, so that an event does not set them anew.
+    next_bookmark: Pin<Box<Sleep>>,
+    deadline: Pin<Box<Sleep>>,
     failure: Option<Status>,
     /// The revision of the last event or bookmark sent.
     told: Revision,
@@ -88,8 +90,8 @@ impl Watch {
             initial_end: None,
             events: VecDeque::new(),
             bookmarks: options.bookmarks,
-            next_bookmark: Instant::now() + BOOKMARK_INTERVAL,
-            deadline: Instant::now() + timeout(options.timeout_s)?,
+            next_bookmark: Box::pin(tokio::time::sleep(BOOKMARK_INTERVAL)),
+            deadline: Box::pin(tokio::time::sleep(timeout(options.timeout_s)?)),
             failure: None,
             told: 0,
         };
@@ -158,14 +160,15 @@ impl Watch {
                     Err(StoreError::Closed) => return None,
                     Err(error) => self.failure = Some(store_status(&error)),
                 },
-                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
+                () = self.next_bookmark.as_mut(), if self.bookmarks => {
+                    let next = Instant::now() + BOOKMARK_INTERVAL;
+                    self.next_bookmark.as_mut().reset(next);
                     let revision = watcher.progress();
                     if revision > self.told {
                         return Some(self.bookmark(revision, false));
                     }
                 }
-                () = tokio::time::sleep_until(self.deadline) => {
+                () = self.deadline.as_mut() => {
                     // The last word is how far the watch came, so that the next one begins there.
                     let revision = watcher.progress();
                     self.watcher = None;
