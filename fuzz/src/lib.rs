@@ -5,10 +5,15 @@
 //! test `corpus` of `rkube-distribution`, which replays the committed corpora
 //! and deterministic mutations of them in every `make test`.
 
+use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rkube_image::document::{Document, choose};
-use rkube_image::{ImportOptions, Keyring, Platform, Reference, Source, Store};
+use rkube_image::{
+    BlobSource, Digest, Error, ImportOptions, IngestOptions, Keyring, Names, Platform, Reference,
+    Source, Store,
+};
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -16,8 +21,11 @@ pub type Target = fn(&[u8]);
 /// All of them, by the name of their corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("image_archive", image_archive),
+    ("image_config", image_config),
+    ("image_layer", image_layer),
     ("image_manifest", image_manifest),
     ("image_reference", image_reference),
+    ("registry_answers", registry_answers),
     ("registry_config", registry_config),
     ("registry_headers", registry_headers),
 ];
@@ -91,6 +99,131 @@ pub fn image_archive(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// The manifest of an image with this configuration and these layers.
+fn manifest_of(config: &[u8], layers: &[&[u8]]) -> Vec<u8> {
+    let part = |kind: &str, bytes: &[u8]| {
+        let (digest, size) = (Digest::of(bytes), bytes.len());
+        format!(
+            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{digest}","size":{size}}}"#
+        )
+    };
+    let layers: Vec<String> = layers.iter().map(|l| part("layer.v1.tar", l)).collect();
+    format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
+        part("config.v1+json", config),
+        layers.join(",")
+    )
+    .into_bytes()
+}
+
+/// A blob as a registry sends it that cuts the way once.
+struct Cut<'b> {
+    bytes: &'b [u8],
+    /// How much comes the first time.
+    first: usize,
+    opened: AtomicUsize,
+}
+
+/// The connection is gone.
+struct Gone;
+
+impl Read for Gone {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ConnectionReset.into())
+    }
+}
+
+impl BlobSource for Cut<'_> {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.bytes.get(at..));
+        let rest = rest.expect("an offset within the blob");
+        if self.opened.fetch_add(1, Ordering::Relaxed) == 0 {
+            let most = self.first.min(rest.len());
+            return Ok(Box::new(rest[..most].chain(Gone)));
+        }
+        Ok(Box::new(rest))
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn least_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// Takes an image of one layer in as a pull does, over a way that is cut where
+/// `first` says; what came of it.
+fn pull(store: &Store, config: &[u8], layer: &[u8], first: usize) -> Result<(), Error> {
+    let manifest = manifest_of(config, &[layer]);
+    let Document::Manifest(parsed) = Document::parse(&manifest, "fuzz")? else {
+        panic!("a manifest that is none");
+    };
+    let options = IngestOptions {
+        max_unpacked_bytes: MAX_UNPACKED_BYTES,
+    };
+    let ingest = store.ingest(options, "fuzz", &manifest, &parsed, config.to_vec())?;
+    let source = Cut {
+        bytes: layer,
+        first,
+        opened: AtomicUsize::new(0),
+    };
+    let taken = match ingest.take(0, &source) {
+        Ok(taken) => taken,
+        Err(_) => ingest.take(0, &source)?,
+    };
+    let taken = taken.expect("nobody else brings it");
+    let id = ingest.commit(vec![taken], Names::default())?.id;
+    let report = store.verify(&id.to_string()).expect("verify");
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    Ok(())
+}
+
+/// Layers as they are pulled: the way is cut somewhere, and goes on. The first
+/// two bytes say where.
+pub fn image_layer(bytes: &[u8]) {
+    let Some((at, layer)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let layer = seal(layer);
+    let dir = directory();
+    let store = Store::open(&dir.path().join("images")).expect("a store");
+    // Of an uncompressed layer; the diffID of another is wrong, which is told.
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+        Digest::of(&layer)
+    );
+    let first = usize::from(u16::from_le_bytes(*at));
+    if pull(&store, config.as_bytes(), &layer, first).is_err() {
+        for part in ["tmp", "layers", "blobs/sha256", "partial"] {
+            assert_eq!(names(&store.path().join(part)), 0, "{part}");
+        }
+    }
+    assert_eq!(names(dir.path()), 1);
+}
+
+/// Configurations of images, as a pull brings them.
+pub fn image_config(bytes: &[u8]) {
+    let dir = directory();
+    let store = Store::open(&dir.path().join("images")).expect("a store");
+    let layer = [0; 1024];
+    if let Err(error) = pull(&store, bytes, &layer, layer.len()) {
+        assert!(error.to_string().len() < 4096);
+        for part in ["tmp", "layers", "blobs/sha256"] {
+            assert_eq!(names(&store.path().join(part)), 0, "{part}");
+        }
+    }
+}
+
+/// What registries, token servers and credential helpers answer, and
+/// `Content-Range`.
+pub fn registry_answers(bytes: &[u8]) {
+    rkube_distribution::fuzzing::answers(bytes);
 }
 
 /// Manifests and indexes: bounded, and never both.

@@ -58,6 +58,8 @@ pub(crate) struct Wanted {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     pub(crate) offset: u64,
+    /// Where it ends: at the blob's end or before.
+    pub(crate) until: u64,
     pub(crate) chunks: mpsc::Sender<io::Result<Bytes>>,
 }
 
@@ -97,7 +99,7 @@ async fn deliver(
     news: &(dyn Fn(News) + Sync),
 ) -> Result<()> {
     let (mut at, mut tries, mut cuts) = (wanted.offset, 0, 0);
-    while at < wanted.size {
+    while at < wanted.until {
         let before = at;
         let error = match piece(session, wanted, &mut at, news).await {
             Ok(()) => return Ok(()),
@@ -133,7 +135,9 @@ async fn piece(
     let path = format!("/v2/{repository}/blobs/{}", wanted.digest);
     let scope = pull_scope(repository);
     let mut ask = Ask::get(&path, &scope).header(ACCEPT, "*/*");
-    if *at > 0 {
+    if wanted.until < wanted.size {
+        ask = ask.header(RANGE, format!("bytes={at}-{}", wanted.until - 1));
+    } else if *at > 0 {
         ask = ask.header(RANGE, format!("bytes={at}-"));
     }
     let mut answer = session.send_noting(&ask, &|| news(News::Retrying)).await?;
@@ -143,7 +147,7 @@ async fn piece(
         reason,
     };
     // A registry may ignore the range: then what is known is skipped.
-    let mut skip = 0;
+    let (mut skip, mut end) = (0, wanted.until);
     let start = if answer.status().as_u16() == 206 {
         let range = answer.header(&CONTENT_RANGE).and_then(range_start);
         if range != Some(*at) {
@@ -154,13 +158,14 @@ async fn piece(
         *at
     } else {
         skip = *at;
+        end = wanted.size;
         0
     };
     let length = answer
         .header(&CONTENT_LENGTH)
         .and_then(|v| v.parse::<u64>().ok());
     if let Some(length) = length
-        && length != wanted.size - start
+        && length != end - start
     {
         return Err(protocol(format!(
             "the blob has {} bytes, the manifest says {}",
@@ -169,14 +174,20 @@ async fn piece(
         )));
     }
     let body = answer.response.body_mut();
-    while let Some(mut bytes) = session.next_data(body, &name).await? {
+    let mut pace = session.pace();
+    while let Some(mut bytes) = session.next_data(body, &mut pace, &name).await? {
         let known = usize::try_from(skip).map_or(bytes.len(), |s| s.min(bytes.len()));
         bytes.advance(known);
         skip -= known as u64;
         if bytes.is_empty() {
             continue;
         }
-        if bytes.len() as u64 > wanted.size - *at {
+        if end > wanted.until {
+            // The rest of the whole is not wanted.
+            let most = usize::try_from(wanted.until - *at).unwrap_or(usize::MAX);
+            bytes.truncate(most);
+        }
+        if bytes.len() as u64 > wanted.until - *at {
             return Err(protocol(format!(
                 "it sends more than the {} bytes of the manifest",
                 wanted.size
@@ -188,9 +199,12 @@ async fn piece(
             return Ok(());
         }
         news(News::At(*at));
+        if end > wanted.until && *at == wanted.until {
+            return Ok(());
+        }
     }
-    if *at < wanted.size {
-        let text = format!("it ended after {at} of {} bytes", wanted.size);
+    if *at < wanted.until {
+        let text = format!("it ended after {at} of {} bytes", wanted.until);
         return Err(Error::Transport {
             request: name,
             source: io::Error::new(io::ErrorKind::UnexpectedEof, text),
@@ -200,7 +214,7 @@ async fn piece(
 }
 
 /// `bytes START-END/SIZE` (RFC 9110, 14.4).
-fn range_start(value: &str) -> Option<u64> {
+pub(crate) fn range_start(value: &str) -> Option<u64> {
     let (start, _) = value.trim().strip_prefix("bytes ")?.split_once('-')?;
     start.parse().ok()
 }

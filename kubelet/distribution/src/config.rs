@@ -165,7 +165,7 @@ impl Config {
     /// # Errors
     /// [`Error::Blocked`].
     pub fn endpoints(&self, image: &Reference) -> Result<Vec<Endpoint>> {
-        let name = image.repository();
+        let name = lower_host(&image.repository());
         let best = self
             .registries
             .iter()
@@ -206,6 +206,7 @@ impl Config {
     /// # Errors
     /// [`Error::Blocked`].
     pub fn registry(&self, host: &str) -> Result<Endpoint> {
+        let host = &lower_host(host);
         let hit = self
             .registries
             .iter()
@@ -231,8 +232,8 @@ impl Config {
 impl Registry {
     fn of(entry: FileRegistry) -> std::result::Result<Self, String> {
         let prefix = match (&entry.prefix, &entry.location) {
-            (Some(p), _) if !p.is_empty() => p.trim_end_matches('/').to_owned(),
-            (_, Some(l)) => l.trim_end_matches('/').to_owned(),
+            (Some(p), _) if !p.is_empty() => lower_host(p.trim_end_matches('/')),
+            (_, Some(l)) => lower_host(l.trim_end_matches('/')),
             _ => return Err("a [[registry]] has neither prefix nor location".into()),
         };
         check(prefix.strip_prefix("*.").unwrap_or(&prefix))?;
@@ -288,6 +289,13 @@ fn check(location: &str) -> std::result::Result<(), String> {
         return Err(format!("{location:?} is not host[:port][/path]"));
     }
     Ok(())
+}
+
+/// `host[:port][/path]` with the host in lower case: names of hosts are the
+/// same in both (RFC 4343), paths are not.
+fn lower_host(name: &str) -> String {
+    let (host, path) = name.split_at(name.find('/').unwrap_or(name.len()));
+    host.to_ascii_lowercase() + path
 }
 
 /// What follows a prefix in a name, if the prefix ends at a border.
@@ -384,11 +392,14 @@ mod tests {
         assert_eq!(of(&config, "lab.io/x"), ["lab.io/x"]);
         let d = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(of(&config, &format!("busybox@{d}")).len(), 3);
-        let evil = Reference::parse("evil.io/x").unwrap();
-        assert!(matches!(
-            config.endpoints(&evil),
-            Err(Error::Blocked { .. })
-        ));
+        for evil in ["evil.io/x", "EVIL.IO/x", "Evil.io/y/z:1"] {
+            let evil = Reference::parse(evil).unwrap();
+            let blocked = config.endpoints(&evil);
+            assert!(matches!(blocked, Err(Error::Blocked { .. })), "{evil}");
+        }
+        assert!(config.registry("Evil.IO").is_err());
+        assert_eq!(of(&config, "A.Lab/x"), ["!a.lab/x"]);
+        assert_eq!(of(&config, "Plain:5000/x"), ["!plain:5000/x"]);
         assert!(config.registry("plain:5000").unwrap().insecure);
         assert_eq!(config.registry("docker.io").unwrap().host, HUB_HOST);
     }

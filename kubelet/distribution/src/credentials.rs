@@ -112,6 +112,14 @@ fn change(path: &Path, edit: impl FnOnce(&mut Auths) -> bool) -> Result<bool> {
         let path = path.to_owned();
         move |source| Error::File { op, path, source }
     };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir).map_err(on("create the directory of"))?;
+    // The file itself is replaced: who comes at the same time waits here.
+    let guard = path.with_extension("lock");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let guard = options.open(guard).map_err(on("lock"))?;
+    guard.lock().map_err(on("lock"))?;
     let bytes = crate::file::read(path, MAX_KEYRING_BYTES as u64)?;
     let mut document: Value = bytes
         .and_then(|b| serde_json::from_slice(&b).ok())
@@ -125,8 +133,6 @@ fn change(path: &Path, edit: impl FnOnce(&mut Auths) -> bool) -> Result<bool> {
     if !changed {
         return Ok(false);
     }
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(on("create the directory of"))?;
     let tmp = path.with_extension(format!("{}.tmp", std::process::id()));
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -146,12 +152,6 @@ fn change(path: &Path, edit: impl FnOnce(&mut Auths) -> bool) -> Result<bool> {
 
 /// `docker-credential-NAME get`; `None` if it knows none.
 fn ask_helper(helper: &str, server: &str) -> Result<Option<Credential>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Answer {
-        username: String,
-        secret: String,
-    }
     let (ok, out) = run_helper(helper, "get", server)?;
     if !ok {
         // Its way to say that it has none; any other failure is told.
@@ -164,18 +164,29 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credential>> {
             reason: format!("get does not work: {}", shown(&text)),
         });
     }
-    let answer: Answer = serde_json::from_slice(&out).map_err(|_| Error::Helper {
+    credential_of(helper, &out).map(Some)
+}
+
+/// The credential in a helper's answer.
+pub(crate) fn credential_of(helper: &str, answer: &[u8]) -> Result<Credential> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        username: String,
+        secret: String,
+    }
+    let answer: Answer = serde_json::from_slice(answer).map_err(|_| Error::Helper {
         helper: helper.to_owned(),
         reason: "its answer is not {\"Username\", \"Secret\"}".into(),
     })?;
-    Ok(Some(if answer.username == "<token>" {
+    Ok(if answer.username == "<token>" {
         Credential {
             identity_token: answer.secret,
             ..Credential::default()
         }
     } else {
         Credential::basic(&answer.username, &answer.secret)
-    }))
+    })
 }
 
 /// Runs a helper; whether it exits with 0, and its output.
@@ -231,6 +242,23 @@ fn run_helper(helper: &str, verb: &str, input: &str) -> Result<(bool, Vec<u8>)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logins_at_the_same_time_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let names: Vec<String> = (0..8).map(|i| format!("r{i}.test")).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                let credential = Credential::basic("u", name);
+                scope.spawn(|| store(&path, name, &{ credential }).unwrap());
+            }
+        });
+        for name in &names {
+            let found = find(std::slice::from_ref(&path), name, "x").unwrap();
+            assert_eq!(found[0].credential, Credential::basic("u", name));
+        }
+    }
 
     #[test]
     fn a_login_keeps_what_else_is_in_the_file() {

@@ -26,8 +26,10 @@ pub mod config;
 mod credentials;
 mod error;
 mod file;
+mod layers;
 pub mod limits;
 mod login;
+mod pace;
 mod proxy;
 mod pull;
 mod push;
@@ -49,6 +51,9 @@ pub use limits::Patience;
 pub use proxy::Proxies;
 pub use push::Pushed;
 
+/// Held by who pulls an image.
+type Flight = tokio::sync::Mutex<()>;
+
 /// The registries as a root's configuration has them: `registries.conf`,
 /// `certs.d/` and `config.json` below `etc/rkube`. Files are read anew for
 /// each image, so that a change needs no restart.
@@ -56,7 +61,7 @@ pub use push::Pushed;
 pub struct Registries {
     dir: PathBuf,
     credential_files: Vec<PathBuf>,
-    flights: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    flights: Mutex<HashMap<String, Arc<Flight>>>,
     patience: Patience,
     proxies: Proxies,
 }
@@ -130,7 +135,7 @@ impl Registries {
     }
 
     /// The lock of one image's pulls.
-    fn flight(&self, image: &str) -> Arc<Mutex<()>> {
+    fn flight(&self, image: &str) -> Arc<Flight> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody holds are over.
         flights.retain(|_, f| Arc::strong_count(f) > 1);
@@ -173,6 +178,24 @@ pub mod fuzzing {
     #[must_use]
     pub fn config(bytes: &[u8]) -> bool {
         crate::config::Config::parse(bytes, Path::new("registries.conf")).is_ok()
+    }
+
+    /// Small documents of registries, token servers and credential helpers, and
+    /// `Content-Range`.
+    ///
+    /// # Panics
+    /// What is shown of one is not short and harmless.
+    pub fn answers(bytes: &[u8]) {
+        let message = crate::answers::message_of(bytes);
+        assert!(message.chars().count() <= crate::limits::MAX_SHOWN_CHARS + 3);
+        assert!(!message.chars().any(char::is_control));
+        if let Some(token) = crate::answers::token_of(bytes) {
+            assert!(http::HeaderValue::from_str(&format!("Bearer {token}")).is_ok());
+        }
+        crate::credentials::credential_of("helper", bytes).ok();
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            let _ = crate::blob::range_start(text);
+        }
     }
 
     /// `Retry-After` and `Location`.

@@ -9,10 +9,14 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// From a request to the head of its answer.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// From the end of an upload to its answer: the registry verifies the blob.
+/// From the last piece of an upload that went out to the next piece, or to the
+/// answer: the registry verifies the blob.
 pub const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// Between two pieces of a body; a slower registry has stalled.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// In this time [`PROGRESS_BYTES`] have to come, or the registry counts as
+/// stalled: 1 KiB/s. Time in which the disk is waited for does not count.
+pub const LEAST_PROGRESS_TIME: Duration = Duration::from_secs(64);
 /// How long a registry is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -20,6 +24,11 @@ pub struct Patience {
     pub head: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// In which [`PROGRESS_BYTES`] of a body have to come.
+    pub least: Duration,
+    /// From the last piece of an upload that went out to the next, or to the
+    /// answer.
+    pub upload: Duration,
     /// First pause between tries; it doubles.
     pub first_pause: Duration,
 }
@@ -29,6 +38,8 @@ impl Default for Patience {
         Self {
             head: HEAD_TIMEOUT,
             idle: IDLE_TIMEOUT,
+            least: LEAST_PROGRESS_TIME,
+            upload: UPLOAD_TIMEOUT,
             first_pause: FIRST_PAUSE,
         }
     }
@@ -40,6 +51,9 @@ pub const MAX_TRIES: u32 = 6;
 pub const MAX_BLOB_CUTS: u32 = 32;
 /// Bytes that have to come between two cuts for the tries to count anew.
 pub const PROGRESS_BYTES: u64 = 64 << 10;
+/// A registry shows by so much of a layer that it has it, where the store has
+/// it from another.
+pub const PROOF_BYTES: u64 = 64 << 10;
 /// First pause between tries; it doubles.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between tries.

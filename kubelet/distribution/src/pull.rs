@@ -1,31 +1,29 @@
 //! Pulling: from a reference to an image in the store.
 //!
-//! The network runs on one thread (a runtime of its own, on the caller's
-//! thread); each layer that is being fetched has a thread that feeds the
-//! store's pipe. So bulk transfers never run on a writer's event loop.
+//! Content is found by its digest, and digests are no secrets: what the store
+//! has of other repositories is taken only where the endpoint shows that it
+//! has it too. Documents are fetched again, of layers a piece is
+//! (`layers.rs`).
 
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 use rkube_image::document::{
     DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, Manifest, OCI_INDEX, OCI_MANIFEST, choose,
 };
 use rkube_image::limits::{MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES};
-use rkube_image::pull::{Cancel, LayerEvent, Opened, PullRequest, PulledImage};
-use rkube_image::{Digest, Ingest, IngestOptions, Names, Reference, Store, TakenLayer};
+use rkube_image::pull::{Cancel, Opened, PullRequest, PulledImage};
+use rkube_image::{Digest, Reference, Store};
+use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc};
 
 use crate::Registries;
-use crate::blob::{ChannelReader, News, Wanted, pull_scope, stream};
+use crate::blob::{Wanted, pull_scope, stream};
 use crate::config::{Config, Endpoint};
 use crate::credentials;
 use crate::error::{Error, Result, chain};
-use crate::limits::{BLOB_QUEUE_CHUNKS, MAX_PARALLEL_LAYERS};
+use crate::layers::Job;
+use crate::limits::BLOB_QUEUE_CHUNKS;
 use crate::session::{Answer, Ask, Session};
 
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -36,18 +34,20 @@ fn accepted() -> String {
 }
 
 /// A document that was fetched, with the digest that it was checked against.
-struct Fetched {
-    bytes: Vec<u8>,
-    digest: Digest,
+pub(crate) struct Fetched {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Digest,
 }
 
 /// What is known of the image before its layers come.
-struct Resolved {
-    manifest: Fetched,
-    parsed: Manifest,
+pub(crate) struct Resolved {
+    pub(crate) manifest: Fetched,
+    pub(crate) parsed: Manifest,
     /// Digest of the index that it is from.
-    index: Option<Digest>,
-    config: Vec<u8>,
+    pub(crate) index: Option<Digest>,
+    pub(crate) config: Vec<u8>,
+    /// The store has had this very image from this repository.
+    pub(crate) known: bool,
 }
 
 /// A way to open an endpoint.
@@ -67,10 +67,10 @@ impl Registries {
     /// try.
     pub fn pull_image(&self, store: &Store, request: &PullRequest) -> Result<PulledImage> {
         // The same image at once is fetched once; the second finds it there.
+        let runtime = self.runtime()?;
         let flight = self.flight(&request.reference.to_string());
-        let _guard = flight
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let turn = async { Ok(flight.lock().await) };
+        let _turn = runtime.block_on(until_cancelled(&request.cancel, turn))?;
         if request.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -80,7 +80,7 @@ impl Registries {
         let mut all = Vec::new();
         for endpoint in endpoints {
             let host = endpoint.host.clone();
-            match self.pull_from(store, request, endpoint) {
+            match self.pull_from(&runtime, store, request, endpoint) {
                 Ok(pulled) => return Ok(pulled),
                 Err(e @ Error::Cancelled) => return Err(e),
                 Err(e) if only => return Err(e),
@@ -99,21 +99,34 @@ impl Registries {
 
     fn pull_from(
         &self,
+        runtime: &Runtime,
         store: &Store,
         request: &PullRequest,
         endpoint: Endpoint,
     ) -> Result<PulledImage> {
-        let runtime = self.runtime()?;
         let transport = self.transport();
-        let mut keys = self.keys(request, &endpoint)?.into_iter().peekable();
+        let mut refused = None;
+        let mut keys = self.keys(request, &endpoint);
         while let Some(key) = keys.next() {
+            let key = match (key, refused.take()) {
+                (Ok(key), _) => key,
+                (Err(e), None) => return Err(e),
+                // What the registry says of the others tells more.
+                (Err(e), Some(refused)) => {
+                    request.progress.note(&chain(&e));
+                    return Err(refused);
+                }
+            };
             let session = Session::new(&transport, endpoint.clone(), key.credential, &key.who);
             let resolved = runtime.block_on(until_cancelled(
                 &request.cancel,
                 resolve(&session, store, request),
             ));
             let resolved = match resolved {
-                Err(Error::Denied { .. }) if keys.peek().is_some() => continue,
+                Err(e) if may_be_hidden(&e) => {
+                    refused = Some(e);
+                    continue;
+                }
                 other => other?,
             };
             let opened = if session.used_credential() {
@@ -121,49 +134,71 @@ impl Registries {
             } else {
                 Opened::Anonymous
             };
-            let job = Job {
-                store,
-                request,
-                session: &session,
-                fetched: AtomicU64::new(0),
-            };
-            return job.layers(&runtime, resolved, opened);
+            return Job::new(store, request, &session).layers(runtime, resolved, opened);
         }
-        Err(Error::Cancelled)
+        Err(refused.unwrap_or(Error::Cancelled))
     }
 
-    /// The request's credentials in their order, else the node's; without any,
-    /// nobody's (as the kubelet tries them).
-    fn keys(&self, request: &PullRequest, endpoint: &Endpoint) -> Result<Vec<Key>> {
+    /// The request's credentials in their order, then the node's; without any,
+    /// nobody's (as the kubelet tries them). The node's are looked for when it
+    /// is their turn: programs of the node's have no say before.
+    fn keys<'k>(
+        &'k self,
+        request: &'k PullRequest,
+        endpoint: &'k Endpoint,
+    ) -> impl Iterator<Item = Result<Key>> + 'k {
         let (host, repository) = (&*endpoint.host, &*endpoint.repository);
-        let mut out = Vec::new();
-        for (keyring, ring) in request.keyrings.iter().enumerate() {
-            for credential in ring.find_at(host, repository) {
-                out.push(Key {
+        let own: Vec<Key> = request
+            .keyrings
+            .iter()
+            .enumerate()
+            .flat_map(|(keyring, ring)| {
+                let found = ring.find_at(host, repository).into_iter();
+                found.map(move |credential| Key {
                     credential: Some(credential.clone()),
                     who: "a pull secret".to_owned(),
                     opened: Opened::Request {
                         keyring,
                         fingerprint: credential.fingerprint(),
                     },
-                });
-            }
+                })
+            })
+            .collect();
+        let none = own.is_empty();
+        let nodes = std::iter::once(()).flat_map(move |()| {
+            let found = credentials::find(&self.credential_files(), host, repository);
+            let keys: Vec<Result<Key>> = match found {
+                Ok(all) if all.is_empty() && none => vec![Ok(Key {
+                    credential: None,
+                    who: String::new(),
+                    opened: Opened::Anonymous,
+                })],
+                Ok(all) => all.into_iter().map(|f| Ok(Key::of_node(f))).collect(),
+                Err(e) => vec![Err(e)],
+            };
+            keys
+        });
+        own.into_iter().map(Ok).chain(nodes)
+    }
+}
+
+impl Key {
+    fn of_node(found: credentials::Found) -> Self {
+        Self {
+            credential: Some(found.credential),
+            who: format!("credentials of {}", found.from),
+            opened: Opened::Node,
         }
-        for found in credentials::find(&self.credential_files(), host, repository)? {
-            out.push(Key {
-                credential: Some(found.credential),
-                who: format!("credentials of {}", found.from),
-                opened: Opened::Node,
-            });
-        }
-        if out.is_empty() {
-            out.push(Key {
-                credential: None,
-                who: String::new(),
-                opened: Opened::Anonymous,
-            });
-        }
-        Ok(out)
+    }
+}
+
+/// Whether another credential may see more: some registries say of what one
+/// may not see that it is not there.
+pub(crate) fn may_be_hidden(error: &Error) -> bool {
+    match error {
+        Error::Denied { .. } => true,
+        Error::Status { status, .. } => *status == http::StatusCode::NOT_FOUND,
+        _ => false,
     }
 }
 
@@ -189,22 +224,31 @@ async fn resolve(session: &Session<'_>, store: &Store, request: &PullRequest) ->
         (Some(digest), _) => fetch_manifest(session, &digest.to_string(), Some(&digest)).await?,
         (None, tag) => fetch_manifest(session, tag.unwrap_or("latest"), None).await?,
     };
+    let repository = image.repository();
     let mut index = None;
     for _ in 0..=MAX_INDEX_DEPTH {
         match Document::parse(&at.bytes, &what)? {
             Document::Manifest(parsed) => {
-                let config = configuration(session, store, &parsed.config, &what).await?;
+                let known = store.is_of(&repository, &at.digest)?;
+                let have = known.then(|| store.small_blob(&parsed.config.digest));
+                let config = match have.flatten() {
+                    Some(bytes) => bytes,
+                    None => configuration(session, &parsed.config, &what).await?,
+                };
                 return Ok(Resolved {
                     manifest: at,
                     parsed,
                     index,
                     config,
+                    known,
                 });
             }
             Document::Index(list) => {
                 index.get_or_insert(at.digest);
                 let next = choose(&what, &list.manifests, &request.platform)?;
-                at = match store.small_blob(&next.digest) {
+                let known = store.is_of(&repository, &next.digest)?;
+                let have = known.then(|| store.small_blob(&next.digest));
+                at = match have.flatten() {
                     Some(bytes) => Fetched {
                         bytes,
                         digest: next.digest,
@@ -277,21 +321,14 @@ fn told_digest(answer: &Answer) -> Option<Digest> {
     answer.header(&DIGEST_HEADER)?.parse().ok()
 }
 
-async fn configuration(
-    session: &Session<'_>,
-    store: &Store,
-    config: &Descriptor,
-    what: &str,
-) -> Result<Vec<u8>> {
-    if let Some(bytes) = store.small_blob(&config.digest) {
-        return Ok(bytes);
-    }
+async fn configuration(session: &Session<'_>, config: &Descriptor, what: &str) -> Result<Vec<u8>> {
     let (sender, mut receiver) = mpsc::channel(BLOB_QUEUE_CHUNKS);
     let wanted = Wanted {
         index: 0,
         digest: config.digest,
         size: config.size,
         offset: 0,
+        until: config.size,
         chunks: sender,
     };
     let mut bytes = Vec::new();
@@ -312,200 +349,6 @@ async fn configuration(
             expected: config.digest.to_string(),
             actual: actual.to_string(),
         })
-    }
-}
-
-/// The layers of one image on their way.
-struct Job<'j> {
-    store: &'j Store,
-    request: &'j PullRequest,
-    session: &'j Session<'j>,
-    fetched: AtomicU64,
-}
-
-/// What the workers ask of the thread that has the network.
-enum Order {
-    /// A blob.
-    Stream(Wanted),
-    /// One has failed: end all streams.
-    Stop,
-}
-
-/// What came of one layer.
-type Slot = Option<rkube_image::Result<TakenLayer>>;
-
-impl Job<'_> {
-    fn layers(
-        &self,
-        runtime: &tokio::runtime::Runtime,
-        resolved: Resolved,
-        opened: Opened,
-    ) -> Result<PulledImage> {
-        let what = self.request.reference.familiar();
-        let manifest = &resolved.manifest;
-        let ingest = self.store.ingest(
-            IngestOptions::default(),
-            &what,
-            &manifest.bytes,
-            &resolved.parsed,
-            resolved.config,
-        )?;
-        let sizes: Vec<_> = ingest.layers().iter().map(|l| (l.digest, l.size)).collect();
-        self.request.progress.begin(&sizes);
-        let taken = self.take_all(runtime, &ingest)?;
-        let repository = self.request.reference.repository();
-        let named = |digest: &Digest| format!("{repository}@{digest}");
-        let reference = match self.request.reference.digest() {
-            Some(digest) => named(&digest),
-            None => self.request.reference.to_string(),
-        };
-        let mut digests = vec![named(&manifest.digest)];
-        digests.extend(resolved.index.iter().map(named));
-        let names = Names {
-            references: vec![reference],
-            digests,
-        };
-        let image = ingest.commit(taken, names)?;
-        Ok(PulledImage {
-            image,
-            opened,
-            fetched_bytes: self.fetched.load(Ordering::Relaxed),
-            endpoint: self.session.endpoint.host.clone(),
-        })
-    }
-
-    /// Worker threads take the layers, this thread serves them the network.
-    fn take_all(
-        &self,
-        runtime: &tokio::runtime::Runtime,
-        ingest: &Ingest<'_>,
-    ) -> Result<Vec<TakenLayer>> {
-        let layers = ingest.layers();
-        // Equal layers are taken once.
-        let first_of = |index: usize| {
-            let same = |l: &Descriptor| l.digest == layers[index].digest;
-            layers.iter().position(same).unwrap_or(index)
-        };
-        let unique: Vec<usize> = (0..layers.len()).filter(|i| first_of(*i) == *i).collect();
-        let slots: Vec<Mutex<Slot>> = layers.iter().map(|_| Mutex::default()).collect();
-        let next = AtomicUsize::new(0);
-        let (orders, wanted) = mpsc::unbounded_channel::<Order>();
-        let workers = unique.len().min(MAX_PARALLEL_LAYERS);
-        let served = std::thread::scope(|scope| {
-            for number in 0..workers {
-                let orders = orders.clone();
-                let (unique, slots, next) = (&unique, &slots, &next);
-                let work = move || {
-                    while let Some(index) = unique.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let taken = self.take_one(ingest, *index, &orders);
-                        let failed = taken.is_err();
-                        if let Ok(mut slot) = slots[*index].lock() {
-                            *slot = Some(taken);
-                        }
-                        if failed {
-                            // The others end where they are.
-                            next.store(usize::MAX / 2, Ordering::Relaxed);
-                            let _ = orders.send(Order::Stop);
-                            break;
-                        }
-                    }
-                };
-                std::thread::Builder::new()
-                    .name(format!("rkube-pull-{number}"))
-                    .spawn_scoped(scope, work)
-                    .map_err(|source| Error::Transport {
-                        request: "start a thread".into(),
-                        source,
-                    })?;
-            }
-            drop(orders);
-            runtime.block_on(until_cancelled(&self.request.cancel, self.serve(wanted)))
-        });
-        let mut taken: Vec<Option<TakenLayer>> = vec![None; layers.len()];
-        let mut failure = None;
-        for (index, slot) in slots.into_iter().enumerate() {
-            match slot
-                .into_inner()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-            {
-                Some(Ok(layer)) => taken[index] = Some(layer),
-                // The first that failed by itself says why.
-                Some(Err(e)) if failure.is_none() => failure = Some(e),
-                _ => {}
-            }
-        }
-        // What the network says is the reason of what a reader saw.
-        served?;
-        if let Some(e) = failure {
-            return Err(e.into());
-        }
-        let all: Option<Vec<_>> = (0..layers.len())
-            .map(|i| taken[first_of(i)].clone())
-            .collect();
-        all.ok_or(Error::Cancelled)
-    }
-
-    fn take_one(
-        &self,
-        ingest: &Ingest<'_>,
-        index: usize,
-        orders: &mpsc::UnboundedSender<Order>,
-    ) -> rkube_image::Result<TakenLayer> {
-        let progress = &self.request.progress;
-        if let Some(known) = ingest.known(index)? {
-            progress.layer(index, LayerEvent::Exists);
-            return Ok(known);
-        }
-        progress.layer(index, LayerEvent::Bytes(0));
-        let layer = &ingest.layers()[index];
-        let open = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
-            let (sender, receiver) = mpsc::channel(BLOB_QUEUE_CHUNKS);
-            let order = Wanted {
-                index,
-                digest: layer.digest,
-                size: layer.size,
-                offset,
-                chunks: sender,
-            };
-            let gone = |_| io::Error::new(io::ErrorKind::Interrupted, "the transfer was ended");
-            orders.send(Order::Stream(order)).map_err(gone)?;
-            Ok(Box::new(ChannelReader::new(receiver)))
-        };
-        let taken = ingest.take(index, &open)?;
-        progress.layer(index, LayerEvent::Done);
-        Ok(taken)
-    }
-
-    /// Streams what is ordered until all workers are done; the first error
-    /// ends all.
-    async fn serve(&self, mut orders: mpsc::UnboundedReceiver<Order>) -> Result<()> {
-        let mut running = FuturesUnordered::new();
-        let mut open = true;
-        while open || !running.is_empty() {
-            tokio::select! {
-                order = orders.recv(), if open => match order {
-                    Some(Order::Stream(wanted)) => running.push(self.one(wanted)),
-                    Some(Order::Stop) => return Ok(()),
-                    None => open = false,
-                },
-                Some(done) = running.next() => done?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn one(&self, wanted: Wanted) -> Result<()> {
-        let index = wanted.index;
-        let last = AtomicU64::new(wanted.offset);
-        let news = |news: News| match news {
-            News::At(at) => {
-                let before = last.swap(at, Ordering::Relaxed);
-                self.fetched.fetch_add(at - before, Ordering::Relaxed);
-                self.request.progress.layer(index, LayerEvent::Bytes(at));
-            }
-            News::Retrying => self.request.progress.layer(index, LayerEvent::Retrying),
-        };
-        stream(self.session, wanted, &news).await
     }
 }
 

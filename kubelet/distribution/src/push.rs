@@ -15,12 +15,13 @@ use rkube_image::{Digest, Export, Reference, Store};
 
 use crate::Registries;
 use crate::blob::FileBody;
-use crate::config::Config;
+use crate::config::{Config, Endpoint};
 use crate::credentials;
 use crate::error::{Error, Result};
-use crate::limits::{MAX_PARALLEL_LAYERS, UPLOAD_TIMEOUT};
-use crate::pull::{tag_or_digest, until_cancelled};
-use crate::session::{Ask, MakeBody, Place, Session};
+use crate::limits::MAX_PARALLEL_LAYERS;
+use crate::pace::LastSent;
+use crate::pull::{may_be_hidden, tag_or_digest, until_cancelled};
+use crate::session::{Answer, Ask, Place, Session};
 use crate::transport::full;
 use crate::url::Url;
 
@@ -64,24 +65,36 @@ impl Registries {
             &endpoint.host,
             &endpoint.repository,
         )?;
-        let (credential, who) = match found.into_iter().next() {
-            Some(found) => (
-                Some(found.credential),
-                format!("credentials of {}", found.from),
-            ),
-            None => (None, String::new()),
-        };
-        let transport = self.transport();
-        let session = Session::new(&transport, endpoint, credential, &who);
-        let job = Job {
-            session: &session,
-            export: &export,
-            siblings: siblings(&export, reference),
-            scope: String::new(),
-            progress,
-        };
-        let runtime = self.runtime()?;
-        let sent_bytes = runtime.block_on(until_cancelled(cancel, job.scoped().run(reference)))?;
+        let mut keys: Vec<_> = found.into_iter().map(Some).collect();
+        if keys.is_empty() {
+            keys.push(None);
+        }
+        let siblings = siblings(&config, &export, reference, &endpoint);
+        let (transport, runtime) = (self.transport(), self.runtime()?);
+        let mut pushed = Err(Error::Cancelled);
+        for key in keys {
+            let (credential, who) = match key {
+                Some(found) => (
+                    Some(found.credential),
+                    format!("credentials of {}", found.from),
+                ),
+                None => (None, String::new()),
+            };
+            let session = Session::new(&transport, endpoint.clone(), credential, &who);
+            let job = Job {
+                session: &session,
+                export: &export,
+                siblings: siblings.clone(),
+                scope: String::new(),
+                progress,
+            };
+            pushed = runtime.block_on(until_cancelled(cancel, job.scoped().run(reference)));
+            // What was sent so far is found there by the next.
+            if !pushed.as_ref().is_err_and(may_be_hidden) {
+                break;
+            }
+        }
+        let sent_bytes = pushed?;
         let name = format!("{}@{}", reference.repository(), export.manifest_digest);
         store.note_digest(&export.manifest_digest, &name)?;
         Ok(Pushed {
@@ -92,21 +105,36 @@ impl Registries {
     }
 }
 
-/// Other repositories of the same registry that have this image.
-fn siblings(export: &Export<'_>, reference: &Reference) -> Vec<String> {
+/// Other repositories of the same registry that have this image, as they are
+/// called there.
+fn siblings(
+    config: &Config,
+    export: &Export<'_>,
+    reference: &Reference,
+    endpoint: &Endpoint,
+) -> Vec<String> {
     /// Each one asked costs a request for each blob.
     const MAX_SIBLINGS: usize = 2;
     let names = export
         .digests
         .iter()
         .filter_map(|n| Reference::parse(n).ok());
-    let same =
-        names.filter(|r| r.registry() == reference.registry() && r.path() != reference.path());
-    let mut out: Vec<String> = same.map(|r| r.path().to_owned()).collect();
+    let other = names.filter(|r| r.repository() != reference.repository());
+    let there = other.filter_map(|r| config.endpoints(&r).ok()?.pop());
+    let same = there.filter(|e| e.host == endpoint.host && e.repository != endpoint.repository);
+    let mut out: Vec<String> = same.map(|e| e.repository).collect();
     out.sort_unstable();
     out.dedup();
     out.truncate(MAX_SIBLINGS);
     out
+}
+
+/// What came of asking for a blob of another repository.
+enum Mounted {
+    Done,
+    /// An upload was begun in its place.
+    Begun(Url),
+    No,
 }
 
 struct Job<'j> {
@@ -159,53 +187,46 @@ impl Job<'_> {
             self.progress.layer(index, LayerEvent::Exists);
             return Ok(0);
         }
+        let mut begun = None;
         for sibling in &self.siblings {
-            if self.mount(blob, sibling).await? {
-                self.progress.layer(index, LayerEvent::Exists);
-                return Ok(0);
+            match self.mount(blob, sibling).await? {
+                Mounted::Done => {
+                    self.progress.layer(index, LayerEvent::Exists);
+                    return Ok(0);
+                }
+                Mounted::Begun(place) => {
+                    begun = Some(place);
+                    break;
+                }
+                Mounted::No => {}
             }
         }
-        self.upload(index, blob).await?;
+        self.upload(index, blob, begun).await?;
         self.progress.layer(index, LayerEvent::Done);
         Ok(blob.size)
     }
 
-    /// Whether the registry took the blob over from another repository.
-    async fn mount(&self, blob: &Descriptor, from: &str) -> Result<bool> {
+    /// Has the registry take the blob over from another repository.
+    async fn mount(&self, blob: &Descriptor, from: &str) -> Result<Mounted> {
         let path = self.path(&format!("blobs/uploads/?mount={}&from={from}", blob.digest));
         let ask = Ask::get(&path, &self.scope)
             .method(Method::POST)
             .wanted(&[202, 404]);
-        match self.session.send(&ask).await {
-            Ok(answer) => Ok(answer.status() == StatusCode::CREATED),
+        let answer = match self.session.send(&ask).await {
+            Ok(answer) => answer,
             // It may not read there: then it is sent.
-            Err(Error::Denied { .. } | Error::Status { .. }) => Ok(false),
-            Err(e) => Err(e),
+            Err(Error::Denied { .. } | Error::Status { .. }) => return Ok(Mounted::No),
+            Err(e) => return Err(e),
+        };
+        match answer.status() {
+            StatusCode::CREATED => Ok(Mounted::Done),
+            StatusCode::ACCEPTED => self.place(&answer).map(Mounted::Begun),
+            _ => Ok(Mounted::No),
         }
     }
 
-    /// An upload is begun anew for each try: its place is good for one.
-    async fn upload(&self, index: usize, blob: &Descriptor) -> Result<()> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let error = match self.upload_once(index, blob).await {
-                Ok(()) => return Ok(()),
-                Err(e) if e.is_transient() => e,
-                Err(e) => return Err(e),
-            };
-            let Some(pause) = self.session.pause(tries, &error) else {
-                return Err(error);
-            };
-            self.progress.layer(index, LayerEvent::Retrying);
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn upload_once(&self, index: usize, blob: &Descriptor) -> Result<()> {
-        let path = self.path("blobs/uploads/");
-        let begin = Ask::get(&path, &self.scope).method(Method::POST);
-        let answer = self.session.send(&begin).await?;
+    /// Where the registry wants an upload.
+    fn place(&self, answer: &Answer) -> Result<Url> {
         let request = format!("POST {}", answer.url.shown());
         let place = answer.header(&LOCATION).ok_or_else(|| Error::Protocol {
             request: request.clone(),
@@ -218,25 +239,54 @@ impl Job<'_> {
                 reason: "it wants the blob by http instead of https".into(),
             });
         }
+        Ok(place)
+    }
+
+    /// An upload is begun anew for each try: its place is good for one.
+    async fn upload(&self, index: usize, blob: &Descriptor, begun: Option<Url>) -> Result<()> {
+        let (mut tries, mut begun) = (0, begun);
+        loop {
+            tries += 1;
+            let error = match self.upload_once(index, blob, begun.take()).await {
+                Ok(()) => return Ok(()),
+                Err(e) if e.is_transient() => e,
+                Err(e) => return Err(e),
+            };
+            let Some(pause) = self.session.pause(tries, &error) else {
+                return Err(error);
+            };
+            self.progress.layer(index, LayerEvent::Retrying);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn upload_once(&self, index: usize, blob: &Descriptor, begun: Option<Url>) -> Result<()> {
+        let place = match begun {
+            Some(place) => place,
+            None => {
+                let path = self.path("blobs/uploads/");
+                let begin = Ask::get(&path, &self.scope).method(Method::POST);
+                self.place(&self.session.send(&begin).await?)?
+            }
+        };
         let file = Arc::new(self.export.open(&blob.digest)?);
+        let last = Arc::new(LastSent::now());
         let sent: Arc<dyn Fn(u64) + Send + Sync> = {
-            let progress = Arc::clone(self.progress);
-            Arc::new(move |at| progress.layer(index, LayerEvent::Bytes(at)))
+            let (progress, last) = (Arc::clone(self.progress), Arc::clone(&last));
+            Arc::new(move |at| {
+                last.note();
+                progress.layer(index, LayerEvent::Bytes(at));
+            })
         };
         let body = || {
             let body = FileBody::new(Arc::clone(&file), blob.size, Arc::clone(&sent));
             Ok((body.boxed_unsync(), blob.size))
         };
-        self.put(place.with_query("digest", &blob.digest.to_string()), &body)
-            .await
-    }
-
-    async fn put(&self, url: Url, body: &MakeBody<'_>) -> Result<()> {
         let ask = Ask {
             method: Method::PUT,
-            place: Place::Url(url),
-            body: Some(body),
-            patience: Some(UPLOAD_TIMEOUT),
+            place: Place::Url(place.with_query("digest", &blob.digest.to_string())),
+            body: Some(&body),
+            upload: Some(&last),
             again: false,
             ..Ask::get("", &self.scope)
         };

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
@@ -26,6 +26,7 @@ use crate::challenge::{self, Challenge};
 use crate::config::Endpoint;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_ERROR_BYTES, MAX_REDIRECTS, MAX_TOKEN_BYTES};
+use crate::pace::{LastSent, Pace};
 use crate::transport::{Body, Transport, full, is_plain_http};
 use crate::url::{Url, escape};
 
@@ -43,8 +44,9 @@ pub(crate) struct Ask<'a> {
     pub(crate) body: Option<&'a MakeBody<'a>>,
     /// What a token has to allow.
     pub(crate) scope: &'a str,
-    /// How long the answer may take; the usual time, if none is given.
-    pub(crate) patience: Option<Duration>,
+    /// The body goes out for as long as it takes, if it goes on: when its last
+    /// piece went.
+    pub(crate) upload: Option<&'a LastSent>,
     /// Statuses beside 2xx that the caller wants to see.
     pub(crate) wanted: &'a [u16],
     /// Whether the same may be asked again after a failure.
@@ -70,7 +72,7 @@ impl<'a> Ask<'a> {
             headers: Vec::new(),
             body: None,
             scope,
-            patience: None,
+            upload: None,
             wanted: &[],
             again: true,
         }
@@ -480,11 +482,23 @@ impl<'t> Session<'t> {
             reason: e.to_string(),
         })?;
         let answer = self.transport.send(url, !self.endpoint.insecure, request);
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
-        let patience = ask.patience.unwrap_or(self.transport.patience.head);
-        timeout(patience, answer)
-            .await
-            .unwrap_or_else(|_| Err(transport(late())))
+        let late = |text: &str| transport(io::Error::new(io::ErrorKind::TimedOut, text));
+        let patience = self.transport.patience;
+        let Some(sent) = ask.upload else {
+            let answer = timeout(patience.head, answer).await;
+            return answer.unwrap_or_else(|_| Err(late("no answer in time")));
+        };
+        sent.note();
+        tokio::pin!(answer);
+        loop {
+            let left = patience.upload.saturating_sub(sent.ago());
+            if left.is_zero() {
+                return Err(late("it takes no more, or does not answer in time"));
+            }
+            if let Ok(answer) = timeout(left, &mut answer).await {
+                return answer;
+            }
+        }
     }
 
     /// An answer that is not what was asked for becomes an error.
@@ -523,8 +537,8 @@ impl<'t> Session<'t> {
         what: &str,
     ) -> Result<Vec<u8>> {
         let mut body = answer.response.into_body();
-        let mut out = Vec::new();
-        while let Some(bytes) = self.next_data(&mut body, what).await? {
+        let (mut out, mut pace) = (Vec::new(), self.pace());
+        while let Some(bytes) = self.next_data(&mut body, &mut pace, what).await? {
             if out.len() + bytes.len() > limit {
                 return Err(Error::Protocol {
                     request: what.to_owned(),
@@ -536,14 +550,26 @@ impl<'t> Session<'t> {
         Ok(out)
     }
 
-    /// The next piece of a body; an error if it does not come in time.
-    pub(crate) async fn next_data(&self, body: &mut Incoming, what: &str) -> Result<Option<Bytes>> {
+    /// For [`Session::next_data`] of one body.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.transport.patience.least)
+    }
+
+    /// The next piece of a body; an error if it does not come in time, or, with
+    /// those before it, too slowly.
+    pub(crate) async fn next_data(
+        &self,
+        body: &mut Incoming,
+        pace: &mut Pace,
+        what: &str,
+    ) -> Result<Option<Bytes>> {
         let transport = |source| Error::Transport {
             request: what.to_owned(),
             source,
         };
         let idle = self.transport.patience.idle;
         loop {
+            let asked = Instant::now();
             let frame = timeout(idle, body.frame()).await.map_err(|_| {
                 let text = format!("it stalled for {} s", idle.as_secs_f32());
                 transport(io::Error::new(io::ErrorKind::TimedOut, text))
@@ -552,7 +578,12 @@ impl<'t> Session<'t> {
                 None => return Ok(None),
                 Some(Err(e)) => return Err(transport(crate::transport::io_error(&e))),
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
+                    let data = frame.into_data().unwrap_or_default();
+                    if pace.is_too_slow(data.len() as u64, asked.elapsed()) {
+                        let text = pace.told();
+                        return Err(transport(io::Error::new(io::ErrorKind::TimedOut, text)));
+                    }
+                    if !data.is_empty() {
                         return Ok(Some(data));
                     }
                 }

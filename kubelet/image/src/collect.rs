@@ -26,6 +26,11 @@ pub struct DiskUsage {
     pub layer_bytes: u64,
     /// What was fetched of blobs that no image has yet.
     pub partial_bytes: u64,
+    /// Blobs and unpacked layers that no image needs: of images that are gone
+    /// or not there yet. A sweep takes them when no import runs.
+    pub unswept_bytes: u64,
+    /// What imports have unpacked so far.
+    pub staging_bytes: u64,
     /// What goes if every image without a container goes.
     pub reclaimable_bytes: u64,
     /// Images.
@@ -103,10 +108,28 @@ pub(crate) fn users<'t>(
 /// What a collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
+    /// How much of partial blobs went first, in bytes.
+    pub partial_bytes: u64,
     /// What is gone.
     pub removed: Removed,
     /// How much more was to go than nobody uses, in bytes.
     pub short_bytes: u64,
+}
+
+/// How many bytes have to go for want of room.
+#[must_use]
+pub(crate) fn wanted(policy: &GcPolicy, disk: FileSystem) -> u64 {
+    let used = disk.total_bytes.saturating_sub(disk.available_bytes);
+    let share = |percent: u8| {
+        let bytes = u128::from(disk.total_bytes) * u128::from(percent) / 100;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    };
+    let full = policy.high_percent < 100 && used >= share(policy.high_percent);
+    if full && disk.total_bytes > 0 {
+        used.saturating_sub(share(policy.low_percent))
+    } else {
+        0
+    }
 }
 
 /// Which images go, the least recently used first, and by how many bytes that
@@ -114,21 +137,10 @@ pub struct Collected {
 #[must_use]
 pub(crate) fn plan(
     policy: &GcPolicy,
-    disk: FileSystem,
+    mut wanted: u64,
     all: &[Candidate],
     now: SystemTime,
 ) -> (Vec<Digest>, u64) {
-    let used = disk.total_bytes.saturating_sub(disk.available_bytes);
-    let share = |percent: u8| {
-        let bytes = u128::from(disk.total_bytes) * u128::from(percent) / 100;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    };
-    let full = policy.high_percent < 100 && used >= share(policy.high_percent);
-    let mut wanted = if full && disk.total_bytes > 0 {
-        used.saturating_sub(share(policy.low_percent))
-    } else {
-        0
-    };
     let mut users: HashMap<Part, usize> = HashMap::new();
     for (part, _) in all.iter().flat_map(|c| &c.parts) {
         *users.entry(*part).or_default() += 1;
@@ -186,37 +198,54 @@ impl Store {
         })
     }
 
-    /// Garbage collection: what [`plan`] says of the store as it stands.
+    /// Garbage collection. What no image needs goes first, then, where room is
+    /// wanted, partial blobs that nobody fetches, then the images that [`plan`]
+    /// says.
     ///
     /// # Errors
     /// If the store cannot be read or changed.
     pub fn collect(&self, policy: &GcPolicy) -> Result<Collected> {
-        self.collect_as_of(policy, self.file_system()?, SystemTime::now())
+        self.collect_as_of(policy, &|| self.file_system(), SystemTime::now())
     }
 
     /// As [`Store::collect`], of a file system and at a time.
     pub(crate) fn collect_as_of(
         &self,
         policy: &GcPolicy,
-        disk: FileSystem,
+        disk: &dyn Fn() -> Result<FileSystem>,
         now: SystemTime,
     ) -> Result<Collected> {
-        let (gone, short_bytes) = plan(policy, disk, &self.candidates()?, now);
+        // While an import runs, what is gone from the table stays on the disk:
+        // no more images go for it.
+        let pending = if self.sweep()? {
+            0
+        } else {
+            self.unswept_bytes(&Table::load(self.dir.as_fd())?)?
+        };
+        let mut wanted = wanted(policy, disk()?).saturating_sub(pending);
+        let partial_bytes = match wanted {
+            0 => 0,
+            wanted => self.shed_partial(wanted)?,
+        };
+        wanted = wanted.saturating_sub(partial_bytes);
+        let (gone, short_bytes) = plan(policy, wanted, &self.candidates()?, now);
+        let mut done = Collected {
+            partial_bytes,
+            short_bytes,
+            ..Collected::default()
+        };
         if gone.is_empty() {
-            return Ok(Collected {
-                short_bytes,
-                ..Collected::default()
-            });
+            return Ok(done);
         }
         let gone: HashSet<Digest> = gone.into_iter().collect();
-        let removed = self.drop_images(|table, digest, _, pinned| {
+        done.removed = self.drop_images(|table, digest, _, pinned| {
             gone.contains(digest) && !pinned.contains(digest) && !table.keeps(digest)
         })?;
-        tracing::info!(images = removed.deleted.len(), "unused images were removed");
-        Ok(Collected {
-            removed,
-            short_bytes,
-        })
+        tracing::info!(
+            images = done.removed.deleted.len(),
+            "unused images were removed"
+        );
+        Ok(done)
     }
 
     fn candidates(&self) -> Result<Vec<Candidate>> {
@@ -278,7 +307,7 @@ impl Store {
             self.check_unused(manifest, &record, &HashSet::new())?;
             table.save(self.dir.as_fd())?;
         }
-        self.sweep()
+        self.sweep().map(drop)
     }
 
     /// Pins a reference for garbage collection, or takes its pin away.
@@ -328,20 +357,41 @@ impl Store {
             blob_bytes: sum(&|part| matches!(part, Part::Blob(_))),
             layer_bytes: sum(&|part| matches!(part, Part::Tree(_))),
             partial_bytes: self.partial_bytes()?,
+            unswept_bytes: self.unswept_bytes(&table)?,
+            staging_bytes: fsutil::disk_use(self.tmp.as_fd())
+                .ctx("walk", self.path().join("tmp"))?,
             reclaimable_bytes: sum(&|part| !needed.contains(part)),
             images: table.images.len(),
         })
     }
 
-    fn partial_bytes(&self) -> Result<u64> {
-        let dir = fsutil::open_beneath(self.dir.as_fd(), b"partial", fsutil::DIR_FLAGS)
-            .ctx("open directory", "partial")?;
-        let names = fsutil::list_dir(dir.as_fd(), usize::MAX).ctx("list", "partial")?;
-        let size = |name: &std::ffi::CStr| {
-            let st = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            u64::try_from(st.st_size).ok()
-        };
-        Ok(names.iter().filter_map(|(name, _)| size(name)).sum())
+    /// Disk use of blobs and layers that no image of the table needs.
+    fn unswept_bytes(&self, table: &Table) -> Result<u64> {
+        let needed: HashSet<Part> = table
+            .images
+            .iter()
+            .flat_map(|(digest, r)| parts(digest, r))
+            .map(|(part, _)| part)
+            .collect();
+        let mut sum = 0;
+        for (name, part) in [
+            ("blobs/sha256", Part::Blob as fn(Digest) -> Part),
+            ("layers", Part::Tree),
+        ] {
+            let dir = fsutil::open_beneath(self.dir.as_fd(), name.as_bytes(), fsutil::DIR_FLAGS)
+                .ctx("open directory", name)?;
+            for (entry, _) in fsutil::list_dir(dir.as_fd(), usize::MAX).ctx("list", name)? {
+                let digest = entry.to_str().ok().and_then(Digest::from_hex);
+                let bytes = match digest.map(part).filter(|p| !needed.contains(p)) {
+                    // What has just gone needs nothing.
+                    Some(Part::Blob(digest)) => self.blob_bytes(&digest).unwrap_or(0),
+                    Some(Part::Tree(id)) => self.layer_info(&id).map_or(0, |i| i.disk_bytes),
+                    None => 0,
+                };
+                sum += bytes;
+            }
+        }
+        Ok(sum)
     }
 
     /// The file system that the store lies on.
@@ -419,7 +469,9 @@ mod tests {
             candidate(4, 400, false, &[("d", GIB)]),
             candidate(5, 990, false, &[("e", 50 * GIB)]),
         ];
-        let plan = |available, policy: GcPolicy| plan(&policy, disk(available), &all, at(1000));
+        let plan = |available, policy: GcPolicy| {
+            plan(&policy, wanted(&policy, disk(available)), &all, at(1000))
+        };
         let gone = |available, policy: GcPolicy| plan(available, policy).0;
         let id = |n: u8| Digest::of(&[n]);
         let policy = GcPolicy::default();
@@ -442,6 +494,40 @@ mod tests {
             total_bytes: 0,
             available_bytes: 0,
         };
-        assert_eq!(super::plan(&policy, none, &all, at(1000)), (Vec::new(), 0));
+        assert_eq!(wanted(&policy, none), 0);
+    }
+
+    #[test]
+    fn partial_blobs_go_before_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let options = crate::ImportOptions {
+            reference: Some("a:1".into()),
+            format: crate::Format::Rootfs,
+            ..crate::ImportOptions::default()
+        };
+        let nothing = [0_u8; 1024];
+        let source = crate::Source::Reader(&mut &nothing[..]);
+        store.import(source, &options).unwrap();
+        let partial = dir.path().join("partial").join(Digest::of(b"x").hex());
+        std::fs::write(&partial, vec![1; 1 << 20]).unwrap();
+        let full = |more: u64| FileSystem {
+            total_bytes: 100 << 20,
+            available_bytes: (20 << 20) - more,
+        };
+        let policy = GcPolicy {
+            high_percent: 80,
+            min_age: Duration::ZERO,
+            ..GcPolicy::default()
+        };
+        let later = SystemTime::now() + Duration::from_secs(60);
+        let collect = |disk| store.collect_as_of(&policy, &|| Ok(disk), later).unwrap();
+        assert_eq!(collect(full(0)), Collected::default());
+        assert!(partial.exists());
+        let done = collect(full(1 << 20));
+        assert_eq!(done.partial_bytes, 1 << 20);
+        assert!(done.removed.deleted.is_empty() && !partial.exists());
+        let done = collect(full(1 << 20));
+        assert_eq!(done.removed.deleted.len(), 1);
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::fsutil;
 use crate::limits::{MAX_IMAGES_PER_IMPORT, MAX_MANIFEST_BYTES, PIPE_CHUNK_BYTES};
 use crate::reference::Reference;
-use crate::store::Store;
+use crate::store::{Reading, Store};
 use crate::table::Table;
 use crate::tarwrite::{self, Meta};
 
@@ -22,7 +22,7 @@ use crate::tarwrite::{self, Meta};
 #[derive(Debug)]
 pub struct Export<'s> {
     store: &'s Store,
-    _gc: File,
+    _reading: Reading<'s>,
     /// Digest of the manifest.
     pub manifest_digest: Digest,
     /// The manifest as it was pulled or made.
@@ -59,7 +59,7 @@ impl Store {
     /// # Errors
     /// As [`Store::inspect`]; a manifest that is damaged.
     pub fn export(&self, query: &str) -> Result<Export<'_>> {
-        let gc = self.lock("gc.lock", FlockOperation::LockShared)?;
+        let reading = self.reading()?;
         let table = Table::load(self.dir.as_fd())?;
         let (digest, _) = find(&table, query)?;
         if !table.images.contains_key(&digest) {
@@ -80,7 +80,7 @@ impl Store {
             .unwrap_or_else(|| OCI_MANIFEST.to_owned());
         Ok(Export {
             store: self,
-            _gc: gc,
+            _reading: reading,
             manifest_digest: digest,
             manifest,
             media_type,

@@ -357,3 +357,29 @@ pub(crate) fn sync_files(dir: BorrowedFd<'_>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What everything below a directory takes on the disk, in bytes, each file
+/// once. What goes while it is looked at does not count, nor what is too deep
+/// for a path.
+pub(crate) fn disk_use(root: BorrowedFd<'_>) -> io::Result<u64> {
+    let (mut sum, mut seen) = (0, HashSet::new());
+    // Paths wait, not descriptors: a directory may hold any number of others.
+    let mut todo: Vec<Vec<u8>> = vec![b".".to_vec()];
+    while let Some(path) = todo.pop() {
+        let Ok(dir) = open_beneath(root, &path, DIR_FLAGS) else {
+            continue;
+        };
+        for (name, kind) in list_dir(dir.as_fd(), usize::MAX)? {
+            let Ok(st) = rustix::fs::statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            if st.st_nlink < 2 || kind == FileType::Directory || seen.insert(st.st_ino) {
+                sum += u64::try_from(st.st_blocks).unwrap_or(0) * 512;
+            }
+            if kind == FileType::Directory {
+                todo.push([&path[..], b"/", name.to_bytes()].concat());
+            }
+        }
+    }
+    Ok(sum)
+}

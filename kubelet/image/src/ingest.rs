@@ -2,15 +2,17 @@
 //! configuration and readers of blobs, the store keeps, checks and unpacks.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use crate::digest::Digest;
 use crate::document::{Descriptor, Manifest};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::import::staging::{Staged, Staging};
 use crate::import::{Config, ImportOptions, ImportedImage};
 use crate::limits::DEFAULT_MAX_UNPACKED_BYTES;
 use crate::store::Store;
-use crate::table::LayerRecord;
+use crate::table::{LayerRecord, Table};
 
 /// Options of [`Store::ingest`].
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +53,23 @@ pub struct Ingest<'s> {
 #[derive(Debug, Clone)]
 pub struct TakenLayer(LayerRecord);
 
+/// Where the bytes of a layer come from.
+pub trait BlobSource {
+    /// A reader of the blob from an offset on.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send + '_>>;
+
+    /// Whether there is no use any more in waiting for another pull that
+    /// fetches the same blob.
+    fn is_over(&self) -> bool;
+
+    /// How many of the last bytes have to come from here even if an earlier
+    /// pull left them.
+    fn least_bytes(&self) -> u64;
+}
+
 impl Store {
     /// Begins to take an image in.
     ///
@@ -84,6 +103,15 @@ impl Store {
                 ),
             });
         }
+        // More than it may unpack to no image has to have packed.
+        let sum = |all: u64, layer: &Descriptor| all.saturating_add(layer.size);
+        if manifest.layers.iter().fold(0, sum) > opts.max_unpacked_bytes {
+            return Err(Error::Limit {
+                what: format!("{what}: layers of the manifest"),
+                limit: opts.max_unpacked_bytes,
+                unit: "bytes",
+            });
+        }
         let import = ImportOptions {
             max_unpacked_bytes: opts.max_unpacked_bytes,
             ..ImportOptions::default()
@@ -100,6 +128,15 @@ impl Store {
     #[must_use]
     pub fn small_blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         self.read_blob(digest, crate::limits::MAX_CONFIG_BYTES).ok()
+    }
+
+    /// Whether an image came from this repository (or went there).
+    ///
+    /// # Errors
+    /// If the table cannot be read.
+    pub fn is_of(&self, repository: &str, manifest: &Digest) -> Result<bool> {
+        let table = Table::load(self.dir.as_fd())?;
+        Ok(table.digests.get(&format!("{repository}@{manifest}")) == Some(manifest))
     }
 }
 
@@ -128,20 +165,36 @@ impl Ingest<'_> {
         Ok(known.map(TakenLayer))
     }
 
-    /// Takes a layer in. `open` gives a reader of the blob from an offset on;
-    /// errors of the way (time-outs, resets) keep what came for the next try.
+    /// Takes a layer in; nothing, if another pull brought it meanwhile and it
+    /// is [`Ingest::known`]. Errors of the way (time-outs, resets) keep what
+    /// came for the next try.
     ///
     /// # Errors
     /// As [`Store::import`].
-    pub fn take(
-        &self,
-        index: usize,
-        open: &dyn Fn(u64) -> io::Result<Box<dyn Read + Send>>,
-    ) -> Result<TakenLayer> {
+    pub fn take(&self, index: usize, source: &dyn BlobSource) -> Result<Option<TakenLayer>> {
         let (blob, diff_id) = self.diff_id(index)?;
         let what = format!("{index} ({})", blob.digest);
-        let taken = self.staging.fetch(&what, blob, diff_id, open);
-        taken.map(TakenLayer)
+        let taken = self.staging.fetch(&what, blob, diff_id, source)?;
+        Ok(taken.map(TakenLayer))
+    }
+
+    /// Bytes of a known layer's blob, to compare others with.
+    ///
+    /// # Errors
+    /// The disk, or the blob is shorter.
+    pub fn peek(&self, index: usize, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+        let (blob, _) = self.diff_id(index)?;
+        let file = self.staging.open_blob(&blob.digest)?;
+        let mut out = vec![0; bytes];
+        file.read_exact_at(&mut out, offset)
+            .ctx("read blob", blob.digest.to_string())?;
+        Ok(out)
+    }
+
+    /// The image's id: its configuration's digest.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        Digest::of(&self.config.bytes)
     }
 
     /// Makes the image part of the store.

@@ -58,7 +58,7 @@ pub use digest::{BadDigest, Digest};
 pub use error::{Error, Refusal, Result};
 pub use export::Export;
 pub use import::{Format, ImportOptions, ImportedImage, Platform, RootfsConfig, Source};
-pub use ingest::{Ingest, IngestOptions, Names, TakenLayer};
+pub use ingest::{BlobSource, Ingest, IngestOptions, Names, TakenLayer};
 pub use layer::LayerInfo;
 pub use mapped::{IdMap, shift_owners};
 pub use overlay::{MountOptions, OverlayMethod, UpperDirs, has_overlay, mount_overlay};

@@ -93,15 +93,59 @@ pub(crate) struct Blob {
     diff_id: Digest,
 }
 
+/// Bytes that are left to an import, over all its layers.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// As they come. What decompresses to nothing costs room all the same.
+    raw_bytes: AtomicU64,
+    /// Decompressed.
+    plain_bytes: AtomicU64,
+    /// On the disk, in whole blocks.
+    disk_bytes: AtomicU64,
+    /// Of each at the beginning.
+    pub(crate) max_bytes: u64,
+}
+
+impl Budget {
+    /// So many of each.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self {
+            raw_bytes: AtomicU64::new(bytes),
+            plain_bytes: AtomicU64::new(bytes),
+            disk_bytes: AtomicU64::new(bytes),
+            max_bytes: bytes,
+        }
+    }
+
+    /// Takes room on the disk; false if none is left.
+    pub(crate) fn take_disk(&self, bytes: u64) -> bool {
+        let order = Ordering::Relaxed;
+        let take = |left: u64| left.checked_sub(bytes);
+        self.disk_bytes.fetch_update(order, order, take).is_ok()
+    }
+
+    fn spend(left: &AtomicU64, bytes: usize, what: &str) -> io::Result<()> {
+        let order = Ordering::Relaxed;
+        let spend = |left: u64| left.checked_sub(bytes as u64);
+        match left.fetch_update(order, order, spend) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::new(io::ErrorKind::FileTooLarge, what)),
+        }
+    }
+}
+
 struct Tee<'w, R> {
     src: R,
     hasher: Hasher,
     copy: Option<Behind<'w>>,
+    budget: &'w Budget,
 }
 
 impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.src.read(buf)?;
+        let much = "the image has more bytes than it may unpack to";
+        Budget::spend(&self.budget.raw_bytes, n, much)?;
         self.hasher.update(&buf[..n]);
         if let Some(copy) = &mut self.copy {
             copy.file.write_all(&buf[..n])?;
@@ -154,7 +198,7 @@ pub(crate) struct ChunkInput<'b> {
     now: Vec<u8>,
     pos: usize,
     ended: bool,
-    budget_bytes: &'b AtomicU64,
+    budget: &'b Budget,
 }
 
 impl Input for ChunkInput<'_> {
@@ -162,12 +206,8 @@ impl Input for ChunkInput<'_> {
         while self.pos == self.now.len() && !self.ended {
             match self.full.recv() {
                 Ok(Ok(chunk)) => {
-                    let spend = |left: u64| left.checked_sub(chunk.len() as u64);
-                    let order = Ordering::Relaxed;
-                    if self.budget_bytes.fetch_update(order, order, spend).is_err() {
-                        let msg = "the image unpacks to more bytes than it may";
-                        return Err(io::Error::new(io::ErrorKind::FileTooLarge, msg));
-                    }
+                    let much = "the image unpacks to more bytes than it may";
+                    Budget::spend(&self.budget.plain_bytes, chunk.len(), much)?;
                     // The producer may be done and gone.
                     let _ = self.empty.send(std::mem::replace(&mut self.now, chunk));
                     self.pos = 0;
@@ -207,7 +247,7 @@ pub(crate) fn run<T>(
     what: &str,
     src: impl Read + Send,
     copy: Option<&File>,
-    budget_bytes: &AtomicU64,
+    budget: &Budget,
     sink: impl FnOnce(&mut ChunkInput<'_>) -> Result<T>,
 ) -> Result<(Blob, Digest, T)> {
     let (full_tx, full_rx) = sync_channel(PIPE_CHUNKS);
@@ -218,7 +258,7 @@ pub(crate) fn run<T>(
         now: Vec::new(),
         pos: 0,
         ended: false,
-        budget_bytes,
+        budget,
     };
     let read = |source| Error::Read {
         what: what.to_string(),
@@ -228,6 +268,7 @@ pub(crate) fn run<T>(
         src,
         hasher: Hasher::default(),
         copy: copy.map(|file| Behind::new(file, 0)),
+        budget,
     };
     std::thread::scope(|scope| {
         let producer = std::thread::Builder::new()

@@ -3,6 +3,7 @@
 //! The client itself is a crate above this one; pod workers and the command
 //! line see it through [`Puller`].
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::Keyring;
@@ -24,6 +25,35 @@ pub struct PullRequest {
     pub progress: Arc<dyn Progress>,
     /// Ends it early.
     pub cancel: Cancel,
+    /// Is asked before the image becomes visible.
+    pub before_commit: Option<BeforeCommit>,
+}
+
+/// Hears of an image's id just before the store has it; an error ends the pull.
+#[derive(Clone)]
+pub struct BeforeCommit(Arc<CommitHook>);
+
+type CommitHook = dyn Fn(&Digest) -> io::Result<()> + Send + Sync;
+
+impl BeforeCommit {
+    /// Calls this.
+    pub fn new(hook: impl Fn(&Digest) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hook))
+    }
+
+    /// Tells of an image.
+    ///
+    /// # Errors
+    /// Why the image must not become visible.
+    pub fn call(&self, id: &Digest) -> io::Result<()> {
+        (self.0)(id)
+    }
+}
+
+impl std::fmt::Debug for BeforeCommit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeCommit")
+    }
 }
 
 impl PullRequest {
@@ -36,6 +66,7 @@ impl PullRequest {
             keyrings: Vec::new(),
             progress: Arc::new(Silent),
             cancel: Cancel::default(),
+            before_commit: None,
         }
     }
 }

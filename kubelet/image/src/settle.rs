@@ -151,7 +151,7 @@ impl Store {
 
 impl Error {
     /// Whether what was read is to blame, and not the disk or its room.
-    fn is_of_content(&self) -> bool {
+    pub(crate) fn is_of_content(&self) -> bool {
         match self {
             Error::Entry { .. }
             | Error::Tar { .. }

@@ -12,12 +12,13 @@
 //!   used/H           its time: when manifest H was last used by a container
 //!   tmp/             unfinished imports
 //!   lock, gc.lock, anew.lock
+//!   unswept          a sweep could not be done
 //! ```
 //!
 //! `lock` is held for the few renames of a commit. `gc.lock` is held shared
 //! by an import for as long as it runs and exclusively by whoever removes
 //! what the table does not name; a remover that cannot have it leaves the
-//! sweep to the next. Readers take no lock. `anew.lock`: see [`Store::flush`].
+//! sweep to those that hold it (`unswept`). Other readers take no lock. `anew.lock`: see [`Store::flush`].
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -39,6 +40,9 @@ use crate::fsutil;
 use crate::layer::LayerInfo;
 use crate::limits::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::table::{Record, Table};
+
+/// Says that a sweep could not be done.
+const UNSWEPT: &str = "unswept";
 
 /// An image store directory.
 #[derive(Debug)]
@@ -353,17 +357,59 @@ impl Store {
         }
     }
 
-    /// Removes what the table does not name, unless an import runs.
-    pub(crate) fn sweep(&self) -> Result<()> {
-        let _gc = match self.lock("gc.lock", FlockOperation::NonBlockingLockExclusive) {
-            Ok(guard) => guard,
+    /// Keeps everything where it is for as long as the guard lives.
+    pub(crate) fn reading(&self) -> Result<Reading<'_>> {
+        let gc = self.lock("gc.lock", FlockOperation::LockShared)?;
+        Ok(Reading {
+            store: self,
+            gc: Some(gc),
+        })
+    }
+
+    /// Whoever may remove things; nobody, while an import runs.
+    fn sweeper(&self) -> Result<Option<File>> {
+        match self.lock("gc.lock", FlockOperation::NonBlockingLockExclusive) {
+            Ok(guard) => Ok(Some(guard)),
             Err(Error::Io { source, .. })
                 if source.raw_os_error() == Some(Errno::WOULDBLOCK.raw_os_error()) =>
             {
-                return Ok(());
+                Ok(None)
             }
-            Err(e) => return Err(e),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes what the table does not name, unless an import runs: then
+    /// whoever keeps it from that does it when it is done. Whether it was done.
+    pub(crate) fn sweep(&self) -> Result<bool> {
+        let gc = match self.sweeper()? {
+            Some(gc) => gc,
+            None => {
+                self.mark_unswept()?;
+                // Perhaps the last of them has just looked for the mark.
+                match self.sweeper()? {
+                    Some(gc) => gc,
+                    None => return Ok(false),
+                }
+            }
         };
+        self.sweep_with(gc)?;
+        Ok(true)
+    }
+
+    /// Leaves a sweep to whoever is the last to hold `gc.lock`.
+    pub(crate) fn mark_unswept(&self) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, UNSWEPT, flags, Mode::from_raw_mode(0o600))
+            .map(drop)
+            .ctx("create", self.path.join(UNSWEPT))
+    }
+
+    fn sweep_with(&self, _gc: File) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, UNSWEPT, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).ctx("remove", self.path.join(UNSWEPT)),
+        }
         let table = Table::load(self.dir.as_fd())?;
         let (mut blobs, mut layers) = (HashSet::new(), HashSet::new());
         for (digest, record) in &table.images {
@@ -374,7 +420,6 @@ impl Store {
                 layers.insert(l.diff_id.hex());
             }
         }
-        self.sweep_partial()?;
         let used: HashSet<String> = table.images.keys().map(Digest::hex).collect();
         let nothing = HashSet::new();
         for (name, keep) in [
@@ -399,28 +444,14 @@ impl Store {
                 fsutil::remove_tree(dir.as_fd(), &entry)?;
             }
         }
-        Ok(())
-    }
-
-    fn sweep_partial(&self) -> Result<()> {
-        let dir = fsutil::open_beneath(self.dir.as_fd(), b"partial", fsutil::DIR_FLAGS)
-            .ctx("open directory", "partial")?;
-        let now = std::time::SystemTime::now();
-        for (name, _) in fsutil::list_dir(dir.as_fd(), usize::MAX).ctx("list", "partial")? {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let Ok(fd) = rustix::fs::openat(&dir, &*name, flags, Mode::empty()) else {
-                continue;
-            };
-            if crate::partial::abandoned(&File::from(fd), now) {
-                fsutil::remove_tree(dir.as_fd(), &name)?;
-            }
-        }
-        Ok(())
+        // After the blobs: of one that has just gone, the next pull may make
+        // something.
+        self.sweep_partial()
     }
 
     /// Pins an image for a container; fails if the image is gone.
     pub(crate) fn pin(&self, id: &str, manifest: &Digest) -> Result<()> {
-        let _gc = self.lock("gc.lock", FlockOperation::LockShared)?;
+        let _reading = self.reading()?;
         let _lock = self.lock("lock", FlockOperation::LockExclusive)?;
         let table = Table::load(self.dir.as_fd())?;
         if !table.images.contains_key(manifest) {
@@ -478,18 +509,64 @@ impl Store {
         u64::try_from(st.st_size).ok()
     }
 
-    /// Moves a staged entry into place; one that is there already wins.
-    pub(crate) fn settle(&self, from: &OwnedFd, to: &OwnedFd, name: &str) -> Result<()> {
+    /// Opens a blob.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        fsutil::open_beneath(self.blobs.as_fd(), digest.hex().as_bytes(), flags)
+            .map(File::from)
+            .ctx("open blob", digest.to_string())
+    }
+
+    /// Brings a blob to the disk.
+    pub(crate) fn sync_blob(&self, digest: &Digest) -> Result<()> {
+        self.open_blob(digest)?
+            .sync_all()
+            .ctx("sync", digest.to_string())
+    }
+
+    /// Brings a layer's tree to the disk.
+    pub(crate) fn sync_layer(&self, diff_id: &Digest) -> Result<()> {
+        let name = diff_id.hex();
+        let dir = fsutil::open_beneath(self.layers.as_fd(), name.as_bytes(), fsutil::DIR_FLAGS)
+            .ctx("open directory", &name)?;
+        fsutil::sync_tree(dir.as_fd()).ctx("sync", &name)
+    }
+
+    /// Moves a staged entry into place; false if one that is there already
+    /// wins.
+    pub(crate) fn settle(&self, from: &OwnedFd, to: &OwnedFd, name: &str) -> Result<bool> {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(from, name, to, name, flags) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(Errno::EXIST | Errno::NOTEMPTY) => {
                 let c = CString::new(name)
                     .map_err(std::io::Error::from)
                     .ctx("remove", name)?;
-                fsutil::remove_tree(from.as_fd(), &c)
+                fsutil::remove_tree(from.as_fd(), &c)?;
+                Ok(false)
             }
             Err(e) => Err(e).ctx("rename into place", name),
+        }
+    }
+}
+
+/// Somebody who reads the store or brings something: nothing goes meanwhile.
+#[derive(Debug)]
+pub(crate) struct Reading<'s> {
+    store: &'s Store,
+    /// Only dropping takes it.
+    gc: Option<File>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        drop(self.gc.take());
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        if rustix::fs::statat(&self.store.dir, UNSWEPT, flags).is_err() {
+            return;
+        }
+        if let Err(error) = self.store.sweep() {
+            tracing::warn!(%error, "what no image needs stays until the next sweep");
         }
     }
 }

@@ -29,11 +29,15 @@ use crate::layer::{
     AUFS_META_PREFIX, LayerInfo, OPAQUE_MARKER, WHITEOUT_PREFIX, clean, split, xattr_allowed,
 };
 use crate::limits::{MAX_DIR_TIMES_BYTES, MAX_LAYER_ENTRIES, MAX_PATH_BYTES, MAX_RECORDED_DEVICES};
+use crate::pipe::Budget;
 use crate::tar::{Entry, Input, Kind, TarError, TarReader};
 use finish::{allocated, freed_by_removing};
 
 /// Seconds since 1970 and nanoseconds.
 type Mtime = (i64, u32);
+
+/// Block of the usual file systems, as [`LayerInfo::disk_bytes`] has it.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Unpacks one layer below a directory handle.
 pub(crate) struct Unpacker<'a> {
@@ -46,14 +50,14 @@ pub(crate) struct Unpacker<'a> {
     /// opaque, whatever the order of the entries.
     hidden: HashSet<Vec<u8>>,
     remembered_bytes: usize,
-    budget_bytes: u64,
+    budget: &'a Budget,
     info: LayerInfo,
 }
 
 impl<'a> Unpacker<'a> {
-    /// `root` is an empty directory of ours with mode 0755; `budget_bytes`
-    /// bounds the file data written.
-    pub(crate) fn new(root: BorrowedFd<'a>, layer: &'a str, budget_bytes: u64) -> Self {
+    /// `root` is an empty directory of ours with mode 0755; `budget` bounds
+    /// what is taken of the disk.
+    pub(crate) fn new(root: BorrowedFd<'a>, layer: &'a str, budget: &'a Budget) -> Self {
         Self {
             root,
             layer,
@@ -61,7 +65,7 @@ impl<'a> Unpacker<'a> {
             dirs: Vec::new(),
             hidden: HashSet::new(),
             remembered_bytes: 0,
-            budget_bytes,
+            budget,
             info: LayerInfo::default(),
         }
     }
@@ -229,6 +233,7 @@ impl<'a> Unpacker<'a> {
         name: &[u8],
         path: &[u8],
     ) -> std::result::Result<OwnedFd, Fail> {
+        self.take_room(1)?;
         rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o700)).named("mkdirat")?;
         self.remember_dir(path.to_vec(), None)?;
         let fd = rustix::fs::openat(at, name, DIR_FLAGS, Mode::empty()).named("openat")?;
@@ -236,6 +241,20 @@ impl<'a> Unpacker<'a> {
             set_opaque(fd.as_fd())?;
         }
         Ok(fd)
+    }
+
+    /// Takes room for data or a directory from the budget, in whole blocks: an
+    /// archive needs 512 bytes for what may need eight times that.
+    fn take_room(&self, bytes: u64) -> std::result::Result<(), Fail> {
+        if self.budget.take_disk(bytes.next_multiple_of(BLOCK_BYTES)) {
+            return Ok(());
+        }
+        Err(Refusal::Limit {
+            what: "the image",
+            limit: self.budget.max_bytes,
+            unit: "bytes",
+        }
+        .into())
     }
 
     fn is_whiteout(&self, at: BorrowedFd<'_>, name: &[u8]) -> bool {
@@ -316,16 +335,7 @@ impl<'a> Unpacker<'a> {
         })?;
         let mut file = File::from(fd);
         let physical = tar.remaining();
-        if physical > self.budget_bytes {
-            let limit = self.info.data_bytes + self.budget_bytes;
-            return Err(Refusal::Limit {
-                what: "the layer",
-                limit,
-                unit: "bytes",
-            }
-            .into());
-        }
-        self.budget_bytes -= physical;
+        self.take_room(physical)?;
         match &e.sparse {
             None => copy(tar, &mut file, physical)?,
             Some(map) => {

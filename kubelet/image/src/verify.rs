@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{FileType, FlockOperation, OFlags};
+use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 
 use crate::catalog::{find, not_found};
@@ -17,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, DIR_FLAGS};
 use crate::layer::{OPAQUE_MARKER, WHITEOUT_PREFIX, clean, split};
 use crate::limits::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, PIPE_CHUNK_BYTES};
-use crate::pipe;
+use crate::pipe::{self, Budget};
 use crate::store::Store;
 use crate::table::{LayerRecord, Table};
 use crate::tar::{Entry, Input, Kind, TarReader};
@@ -73,7 +72,7 @@ impl Store {
     /// # Errors
     /// There is no such image, or the disk cannot be read at all.
     pub fn verify(&self, query: &str) -> Result<Verified> {
-        let _gc = self.lock("gc.lock", FlockOperation::LockShared)?;
+        let _reading = self.reading()?;
         let table = Table::load(self.dir.as_fd())?;
         let (digest, _) = find(&table, query)?;
         let record = table
@@ -112,7 +111,7 @@ impl Store {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
         let blob = fsutil::open_beneath(self.blobs.as_fd(), name.as_bytes(), flags)
             .ctx("open blob", layer.blob.to_string())?;
-        let no_bound = AtomicU64::new(u64::MAX);
+        let no_bound = Budget::new(u64::MAX);
         let what = layer.blob.to_string();
         let (got, diff, expected) = pipe::run(&what, File::from(blob), None, &no_bound, |input| {
             expect(&mut TarReader::new(input), &what)

@@ -118,6 +118,38 @@ fn disk_use_is_what_the_file_system_says() {
     assert_eq!((trees(&host), blobs(&host)), (0, 0));
 }
 
+/// Files and directories of a part of the store.
+fn names(host: &Host, part: &str) -> usize {
+    std::fs::read_dir(host.path(part)).unwrap().count()
+}
+
+#[test]
+fn what_goes_while_the_store_is_read_goes_when_that_is_done() {
+    let host = Host::new();
+    import(&host.store, "odd:1", &odd_layer());
+    let mut other = Tar::new();
+    other.file("f", &[3; 70_000]);
+    import(&host.store, "other:1", &other.done());
+    let before = host.store.disk_usage().unwrap();
+    let export = host.store.export("other:1").unwrap();
+    host.store.remove("odd:1", &HashSet::new()).unwrap();
+    let during = host.store.disk_usage().unwrap();
+    let sum = |u: &rkube_image::DiskUsage| u.blob_bytes + u.layer_bytes + u.unswept_bytes;
+    assert_eq!(sum(&during), sum(&before));
+    assert_eq!(names(&host, "images/layers"), 2);
+    // A collection that cannot remove files does not take more images for it.
+    let collected = host
+        .store
+        .collect(&rkube_image::GcPolicy::default())
+        .unwrap();
+    assert!(collected.removed.deleted.is_empty());
+    drop(export);
+    assert_eq!(names(&host, "images/layers"), 1);
+    assert_eq!(host.store.disk_usage().unwrap().unswept_bytes, 0);
+    assert!(!host.path("images/unswept").exists());
+    assert!(sound(&host.store, "other:1"));
+}
+
 /// More files than are synced one by one.
 fn large_layer() -> Vec<u8> {
     let mut t = Tar::new();

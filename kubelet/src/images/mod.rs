@@ -8,22 +8,24 @@
 pub mod decide;
 pub(crate) mod records;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use rkube_engine::api::ContainerRuntime;
-use rkube_image::pull::{Cancel, Opened, PullError, PullFailure, PullRequest, PulledImage};
+use rkube_image::pull::{
+    BeforeCommit, Cancel, Opened, PullError, PullFailure, PullRequest, PulledImage,
+};
 use rkube_image::{Digest, Keyring, Reference};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 
 use crate::events::Severity;
 use crate::machine::Refusal;
 use crate::objects::Objects;
 use crate::pod;
-use crate::worker::Shared;
+use crate::worker::{Shared, lock};
 use decide::{Access, Decision, Policy, decide};
 use records::{Proof, Records};
 
@@ -41,6 +43,9 @@ const DOCKERCFG: &str = ".dockercfg";
 pub(crate) struct Images {
     records: Records,
     pulls: Semaphore,
+    /// Images that are being pulled: who wants one of them too waits for that
+    /// and not for a turn, which others can use.
+    flights: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
 
 impl Images {
@@ -48,7 +53,15 @@ impl Images {
         Self {
             records: Records::new(dir),
             pulls: Semaphore::new(MAX_PARALLEL_PULLS),
+            flights: Mutex::default(),
         }
+    }
+
+    fn flight(&self, image: &str) -> Arc<AsyncMutex<()>> {
+        let mut flights = lock(&self.flights);
+        // Those that nobody holds are over.
+        flights.retain(|_, f| Arc::strong_count(f) > 1);
+        Arc::clone(flights.entry(image.to_owned()).or_default())
     }
 }
 
@@ -231,13 +244,29 @@ async fn pull<R: ContainerRuntime>(
         kind: PullFailure::Other,
         message,
     };
-    // Never closed.
-    let _permit = shared
-        .images
-        .pulls
-        .acquire()
-        .await
-        .map_err(|e| other(e.to_string()))?;
+    let told = Arc::new(Notify::new());
+    let notify = Arc::clone(&told);
+    cancel.on_cancel(move || notify.notify_one());
+    let flight = shared.images.flight(&reference.to_string());
+    let turn = async {
+        let one = flight.lock().await;
+        // Never closed.
+        shared
+            .images
+            .pulls
+            .acquire()
+            .await
+            .map(|permit| (one, permit))
+    };
+    let _turn = tokio::select! {
+        turn = turn => turn.map_err(|e| other(e.to_string()))?,
+        () = told.notified() => {
+            return Err(PullError {
+                kind: PullFailure::Cancelled,
+                message: "cancelled while it waited for its turn".to_owned(),
+            });
+        }
+    };
     let request = PullRequest {
         keyrings: wish.keyrings.iter().map(|(_, ring)| ring.clone()).collect(),
         cancel,
@@ -259,7 +288,7 @@ async fn pull<R: ContainerRuntime>(
 }
 
 fn pull_recorded<R: ContainerRuntime>(
-    shared: &Shared<R>,
+    shared: &Arc<Shared<R>>,
     request: &PullRequest,
     secrets: &[String],
 ) -> Result<PulledImage, PullError> {
@@ -268,29 +297,45 @@ fn pull_recorded<R: ContainerRuntime>(
         kind: PullFailure::Other,
         message: format!("write the record of the pull: {e}"),
     };
-    records.begin(&request.reference).map_err(noted)?;
-    let pulled = match shared.runtime.pull_image(request) {
-        Ok(pulled) => pulled,
-        Err(e) => {
-            records.end(&request.reference).map_err(noted)?;
-            return Err(e);
-        }
+    // Nobody finds the image without its record, not even if this is the end.
+    let coming: Arc<Mutex<Option<String>>> = Arc::default();
+    let hook = {
+        let (shared, coming) = (Arc::clone(shared), Arc::clone(&coming));
+        BeforeCommit::new(move |id: &Digest| {
+            let id = id.to_string();
+            // One that cannot be looked for may be there, but not for sure.
+            let present = matches!(shared.runtime.image_id(&id), Ok(Some(_)));
+            shared.images.records.coming(&id, present)?;
+            *lock(&coming) = Some(id);
+            Ok(())
+        })
     };
-    let proof = match pulled.opened {
-        Opened::Anonymous | Opened::Node => None,
-        Opened::Request {
-            keyring,
-            fingerprint,
-        } => Some(Proof {
-            fingerprint,
-            secret: secrets.get(keyring).cloned().unwrap_or_default(),
-        }),
+    let request = PullRequest {
+        before_commit: Some(hook),
+        ..request.clone()
     };
-    let id = pulled.image.id.to_string();
-    records
-        .done(&request.reference, &id, proof)
-        .map_err(noted)?;
-    Ok(pulled)
+    let pulled = shared.runtime.pull_image(&request);
+    let done = pulled.and_then(|pulled| {
+        let proof = match pulled.opened {
+            Opened::Anonymous | Opened::Node => None,
+            Opened::Request {
+                keyring,
+                fingerprint,
+            } => Some(Proof {
+                fingerprint,
+                secret: secrets.get(keyring).cloned().unwrap_or_default(),
+            }),
+        };
+        let id = pulled.image.id.to_string();
+        records
+            .done(&request.reference, &id, proof)
+            .map_err(noted)?;
+        Ok(pulled)
+    });
+    if let Some(id) = lock(&coming).take() {
+        records.ended(&id).map_err(noted)?;
+    }
+    done
 }
 
 /// The pod's pull secrets, and what is wrong with those that cannot be used.

@@ -1,12 +1,12 @@
 //! Which credential pulled which image (KEP-2535): files below
-//! `var/lib/rkube/image-pulls`, one for each image id and one for each pull
-//! under way.
+//! `var/lib/rkube/image-pulls/pulled`, one for each image id.
 //!
-//! An intent is written before a pull begins and goes when its record stands:
-//! an image that came by a pull which was cut off between the two is not taken
-//! for a preloaded one. No secret is kept, only fingerprints.
+//! A record is there before its image is: an image of the store without one
+//! came by no pull of a pod. One that a pull brought which was cut off before
+//! its end has a record that lets nobody in. No secret is kept, only
+//! fingerprints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -27,8 +27,17 @@ const MAX_PROOFS: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Records {
     dir: PathBuf,
-    /// Held while one is changed.
-    changing: Mutex<()>,
+    /// Images that pulls are about to bring. Held while a record is changed.
+    coming: Mutex<HashMap<String, Coming>>,
+}
+
+/// What pulls are about to do to an image.
+#[derive(Debug, Default)]
+struct Coming {
+    pulls: usize,
+    /// The image was there before them without a record: if they bring
+    /// nothing, it is open again.
+    was_open: bool,
 }
 
 /// One image's record.
@@ -55,7 +64,7 @@ impl Records {
     pub(crate) fn new(dir: PathBuf) -> Self {
         Self {
             dir,
-            changing: Mutex::default(),
+            coming: Mutex::default(),
         }
     }
 
@@ -67,8 +76,7 @@ impl Records {
         fingerprints: &BTreeSet<Digest>,
     ) -> io::Result<Access> {
         let Some(record) = self.read(image_id)? else {
-            let begun = reference.is_some_and(|r| self.intent(r).exists());
-            return Ok(if begun { Access::Closed } else { Access::Open });
+            return Ok(Access::Open);
         };
         if record.open {
             return Ok(Access::Open);
@@ -82,11 +90,37 @@ impl Records {
         })
     }
 
-    /// Notes that a pull begins.
-    pub(crate) fn begin(&self, reference: &Reference) -> io::Result<()> {
-        let path = self.intent(reference);
-        self.make_dir(path.parent().unwrap_or(&self.dir))?;
-        std::fs::write(path, reference.to_string())
+    /// Closes an image that a pull is about to bring, unless something is known
+    /// of it; `present` says whether the store has it already.
+    /// [`Records::ended`] has to follow, whatever becomes of the pull.
+    pub(crate) fn coming(&self, image_id: &str, present: bool) -> io::Result<()> {
+        let mut coming = lock(&self.coming);
+        let fresh = self.read(image_id)?.is_none();
+        if fresh {
+            self.write(image_id, &Record::default())?;
+        }
+        let entry = coming.entry(image_id.to_owned()).or_default();
+        entry.pulls += 1;
+        entry.was_open |= fresh && present;
+        Ok(())
+    }
+
+    /// A pull of an image that was [`Records::coming`] is over.
+    pub(crate) fn ended(&self, image_id: &str) -> io::Result<()> {
+        let mut coming = lock(&self.coming);
+        let Some(entry) = coming.get_mut(image_id) else {
+            return Ok(());
+        };
+        entry.pulls -= 1;
+        if entry.pulls > 0 {
+            return Ok(());
+        }
+        let was_open = entry.was_open;
+        coming.remove(image_id);
+        if was_open && self.read(image_id)? == Some(Record::default()) {
+            std::fs::remove_file(self.path(image_id))?;
+        }
+        Ok(())
     }
 
     /// Notes what a pull brought; `proof` is the pod's credential that opened
@@ -97,7 +131,7 @@ impl Records {
         image_id: &str,
         proof: Option<Proof>,
     ) -> io::Result<()> {
-        let _changing = lock(&self.changing);
+        let _changing = lock(&self.coming);
         let mut record = self.read(image_id)?.unwrap_or_default();
         match proof {
             None => record.open = true,
@@ -112,14 +146,13 @@ impl Records {
                 list.drain(..extra);
             }
         }
-        self.write(image_id, &record)?;
-        self.end(reference)
+        self.write(image_id, &record)
     }
 
     /// Forgets images that are gone: who pulled them says nothing about those
     /// that may come under the same id.
     pub(crate) fn retain(&self, there: impl Fn(&str) -> bool) -> io::Result<()> {
-        let _changing = lock(&self.changing);
+        let coming = lock(&self.coming);
         let dir = match std::fs::read_dir(self.dir.join("pulled")) {
             Ok(dir) => dir,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -132,24 +165,12 @@ impl Records {
             let Some(digest) = name.to_str().and_then(Digest::from_hex) else {
                 continue;
             };
-            if !there(&digest.to_string()) {
+            let id = digest.to_string();
+            if !coming.contains_key(&id) && !there(&id) {
                 std::fs::remove_file(entry.path())?;
             }
         }
         Ok(())
-    }
-
-    /// Forgets an intent: the pull brought nothing.
-    pub(crate) fn end(&self, reference: &Reference) -> io::Result<()> {
-        match std::fs::remove_file(self.intent(reference)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
-    fn intent(&self, reference: &Reference) -> PathBuf {
-        let name = Digest::of(reference.to_string().as_bytes()).hex();
-        self.dir.join("pulling").join(name)
     }
 
     fn path(&self, image_id: &str) -> PathBuf {
@@ -214,12 +235,17 @@ mod tests {
             |r: &Reference, keys: &BTreeSet<Digest>| records.access(&id, Some(r), keys).unwrap();
         let none = BTreeSet::new();
         assert_eq!(access(&reference, &none), Access::Open, "preloaded");
-        records.begin(&reference).unwrap();
-        assert_eq!(
-            access(&reference, &none),
-            Access::Closed,
-            "a pull was cut off"
-        );
+        records.coming(&id, false).unwrap();
+        for reference in [Some(&reference), Some(&other), None] {
+            let access = records.access(&id, reference, &none).unwrap();
+            assert_eq!(access, Access::Closed, "whatever it is called");
+        }
+        // Another pull of it is refused; then this one is cut off.
+        records.coming(&id, false).unwrap();
+        records.ended(&id).unwrap();
+        let again = Records::new(dir.path().join("image-pulls"));
+        let access_again = again.access(&id, Some(&reference), &none).unwrap();
+        assert_eq!(access_again, Access::Closed);
         let proof = Proof {
             fingerprint: Digest::of(b"key"),
             secret: "ns/s".into(),
@@ -243,10 +269,6 @@ mod tests {
         assert_eq!(access(&reference, &key(b"key")), Access::Closed);
         records.done(&other, &id, None).unwrap();
         assert_eq!(access(&reference, &none), Access::Open);
-        let text = std::fs::read_dir(dir.path().join("image-pulls/pulling"))
-            .unwrap()
-            .count();
-        assert_eq!(text, 0, "no intent is left");
     }
 
     #[test]
@@ -263,6 +285,8 @@ mod tests {
             };
             records.done(&reference, id, Some(proof)).unwrap();
         }
+        let coming = Digest::of(b"coming").to_string();
+        records.coming(&coming, false).unwrap();
         records.retain(|id| id == ids[1]).unwrap();
         let access = |id| {
             let none = BTreeSet::new();
@@ -270,5 +294,32 @@ mod tests {
         };
         assert_eq!(access(&ids[0]), Access::Open);
         assert_eq!(access(&ids[1]), Access::Closed);
+        assert_eq!(access(&coming), Access::Closed);
+    }
+
+    #[test]
+    fn a_preloaded_image_stays_open_if_a_pull_of_it_brings_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path().join("image-pulls"));
+        let reference = Reference::parse("a.io/private:1").unwrap();
+        let id = Digest::of(b"preloaded").to_string();
+        let access = || {
+            let none = BTreeSet::new();
+            records.access(&id, Some(&reference), &none).unwrap()
+        };
+        records.coming(&id, true).unwrap();
+        records.coming(&id, true).unwrap();
+        records.ended(&id).unwrap();
+        assert_eq!(access(), Access::Closed);
+        records.ended(&id).unwrap();
+        assert_eq!(access(), Access::Open);
+        records.coming(&id, true).unwrap();
+        let proof = Proof {
+            fingerprint: Digest::of(b"key"),
+            secret: "ns/s".into(),
+        };
+        records.done(&reference, &id, Some(proof)).unwrap();
+        records.ended(&id).unwrap();
+        assert_eq!(access(), Access::Closed, "somebody's own from now on");
     }
 }

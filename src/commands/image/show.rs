@@ -138,6 +138,8 @@ pub(super) fn disk(store: &Store, format: Option<Document>) -> anyhow::Result<()
         ("blobs", usage.blob_bytes),
         ("unpacked layers", usage.layer_bytes),
         ("partial blobs", usage.partial_bytes),
+        ("of no image", usage.unswept_bytes),
+        ("being unpacked", usage.staging_bytes),
         ("of images that nobody uses", usage.reclaimable_bytes),
         ("file system, available", disk.available_bytes),
         ("file system", disk.total_bytes),

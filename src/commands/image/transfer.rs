@@ -230,6 +230,8 @@ pub(super) fn save(root: &Path, images: &[String], to: Option<&Path>) -> anyhow:
         .save(images, &mut out)
         .map_err(anyhow::Error::from)
         .and_then(|()| out.flush().context("write the archive"))
+        // Its name must not come to the disk before it does.
+        .and_then(|()| out.get_ref().sync_all().context("sync the archive"))
         .and_then(|()| {
             std::fs::rename(&partial, path).with_context(|| format!("rename {}", partial.display()))
         });

@@ -10,15 +10,16 @@
 )]
 
 pub mod real;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use rkube_distribution::{Patience, Registries};
-use rkube_image::pull::PullRequest;
+use rkube_image::pull::{LayerEvent, Progress, PullRequest};
 use rkube_image::{Digest, Reference, Store};
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ pub struct Request {
     pub headers: HashMap<String, String>,
     /// How many requests for the same method and path came before.
     pub seen: usize,
+    pub body: Vec<u8>,
 }
 
 /// What a handler answers.
@@ -42,6 +44,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Sends only so many bytes of the body, then says nothing for long.
     pub stall: Option<usize>,
+    /// Sends the body byte by byte with this pause between them.
+    pub trickle: Option<Duration>,
 }
 
 pub fn reply(status: u16, body: impl Into<Vec<u8>>) -> Reply {
@@ -73,6 +77,15 @@ impl Server {
         blobs: HashMap<String, Vec<u8>>,
         special: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_slow(blobs, Duration::ZERO, special)
+    }
+
+    /// As [`Server::start`]; waits after each MiB of a body that it reads.
+    pub fn start_slow(
+        blobs: HashMap<String, Vec<u8>>,
+        pause: Duration,
+        special: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -81,7 +94,7 @@ impl Server {
             for stream in listener.incoming().flatten() {
                 let (blobs, special, log) =
                     (Arc::clone(&blobs), Arc::clone(&special), Arc::clone(&seen));
-                std::thread::spawn(move || serve(stream, &blobs, &*special, &log));
+                std::thread::spawn(move || serve(stream, pause, &blobs, &*special, &log));
             }
         });
         Self { host, log }
@@ -99,6 +112,7 @@ impl Server {
 
 fn serve(
     mut stream: TcpStream,
+    pause: Duration,
     blobs: &HashMap<String, Vec<u8>>,
     special: &Handler,
     log: &Mutex<Vec<Request>>,
@@ -133,8 +147,13 @@ fn serve(
             .get("content-length")
             .and_then(|v| v.parse().ok())
             .unwrap_or(0);
-        let mut sink = vec![0; length];
-        reader.read_exact(&mut sink).unwrap();
+        let mut body = vec![0; length];
+        for part in body.chunks_mut(1 << 20) {
+            if reader.read_exact(part).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+        }
         let request = {
             let mut log = log.lock().unwrap();
             let seen = log
@@ -146,6 +165,7 @@ fn serve(
                 path,
                 headers,
                 seen,
+                body,
             };
             log.push(request.clone());
             request
@@ -199,6 +219,15 @@ fn send(stream: &mut TcpStream, request: &Request, reply: &Reply) -> bool {
         return false;
     }
     if request.method == "HEAD" {
+        return true;
+    }
+    if let Some(pause) = reply.trickle {
+        for byte in body {
+            std::thread::sleep(pause);
+            if stream.write_all(&[byte]).is_err() {
+                return false;
+            }
+        }
         return true;
     }
     let most = reply
@@ -282,6 +311,49 @@ pub fn image(layers: Vec<Vec<u8>>, tag: &str) -> Made {
     }
 }
 
+/// A door that a handler waits at until the test opens it.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits; false if it stays shut for a minute.
+    pub fn pass(&self) -> bool {
+        let shut = self.0.0.lock().unwrap();
+        let wait = Duration::from_secs(60);
+        *self
+            .0
+            .1
+            .wait_timeout_while(shut, wait, |open| !*open)
+            .unwrap()
+            .0
+    }
+}
+
+/// Opens gates as layers are done.
+#[derive(Default)]
+pub struct Watch {
+    pub done: Gate,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Progress for Watch {
+    fn layer(&self, _: usize, event: LayerEvent) {
+        if event == LayerEvent::Done {
+            self.done.open();
+        }
+    }
+}
+
 /// A root with a store, and the registries of its configuration.
 pub struct Host {
     pub dir: tempfile::TempDir,
@@ -296,6 +368,8 @@ impl Host {
         let registries = Registries::of_root(dir.path()).with_patience(Patience {
             head: Duration::from_secs(5),
             idle: Duration::from_millis(500),
+            least: Duration::from_secs(1),
+            upload: Duration::from_secs(2),
             first_pause: Duration::from_millis(2),
         });
         Self {

@@ -16,12 +16,13 @@ use crate::digest::Digest;
 use crate::document::Descriptor;
 use crate::error::{Context, Error, Result};
 use crate::fsutil;
+use crate::ingest::BlobSource;
 use crate::layer::LayerInfo;
 use crate::limits::SYNC_EACH_MAX_FILES;
 use crate::partial::Partial;
-use crate::pipe::{self, Compression};
+use crate::pipe::{self, Budget, Compression};
 use crate::settle::Made;
-use crate::store::Store;
+use crate::store::{Reading, Store};
 use crate::table::{LayerRecord, Record, Table};
 use crate::tar::TarReader;
 use crate::unpack::Unpacker;
@@ -50,21 +51,22 @@ pub(crate) struct Staging<'s> {
     pub(crate) layers: OwnedFd,
     state: Mutex<State>,
     next: AtomicU64,
-    /// Decompressed bytes that are left of `max_bytes`, over all layers.
-    budget_bytes: AtomicU64,
+    /// What is left of `max_bytes`, over all layers.
+    budget: Budget,
     max_bytes: u64,
     builtin: Option<String>,
-    /// Held shared until the commit is done: nobody sweeps meanwhile.
-    _gc: File,
+    /// Held until the commit is done: nobody sweeps meanwhile.
+    _reading: Reading<'s>,
 }
 
 #[derive(Default)]
 struct State {
     new_layers: HashMap<Digest, LayerInfo>,
     new_blobs: HashSet<Digest>,
-    /// Whole blobs that lie among the partial ones, with their sizes.
-    fetched: HashMap<Digest, u64>,
-    files: usize,
+    /// Layers of `new_layers` that are at their place in the store already,
+    /// and blobs: others that want the same take them from there.
+    published: HashSet<Digest>,
+    fetched: HashSet<Digest>,
 }
 
 impl Drop for Staging<'_> {
@@ -73,6 +75,14 @@ impl Drop for Staging<'_> {
             && let Err(e) = fsutil::remove_tree(self.store.tmp.as_fd(), &name)
         {
             tracing::warn!(staging = %self.name, error = %e, "an unfinished import stays until the next sweep");
+        }
+        // What was published and has no image goes when nobody is left who may
+        // want it.
+        if !self.state().published.is_empty() || !self.state().fetched.is_empty() {
+            let swept = self.store.mark_unswept();
+            if let Err(error) = swept {
+                tracing::warn!(%error, "layers without an image stay until the next sweep");
+            }
         }
     }
 }
@@ -83,7 +93,7 @@ impl<'s> Staging<'s> {
         opts: &ImportOptions,
         builtin: Option<String>,
     ) -> Result<Self> {
-        let gc = store.lock("gc.lock", FlockOperation::LockShared)?;
+        let reading = store.reading()?;
         // The directory's creation time keeps names of reused pids apart.
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -101,10 +111,10 @@ impl<'s> Staging<'s> {
             layers,
             state: Mutex::default(),
             next: AtomicU64::new(0),
-            budget_bytes: AtomicU64::new(opts.max_unpacked_bytes),
+            budget: Budget::new(opts.max_unpacked_bytes),
             max_bytes: opts.max_unpacked_bytes,
             builtin,
-            _gc: gc,
+            _reading: reading,
         })
     }
 
@@ -145,7 +155,6 @@ impl<'s> Staging<'s> {
     }
 
     fn keep_blob(&self, name: &str, digest: &Digest) -> Result<()> {
-        self.state().files += 1;
         rustix::fs::renameat(&self.blobs, name, &self.blobs, digest.hex()).ctx("rename", name)
     }
 
@@ -176,45 +185,66 @@ impl<'s> Staging<'s> {
     }
 
     /// Takes one layer in whose blob is kept at its place among the partial
-    /// ones: what is there is read from there, the rest from `open`.
+    /// ones: what is there is read from there, the rest from `source`. Nothing,
+    /// if another brought it meanwhile.
+    ///
+    /// Blob and tree get their places in the store before the lock goes, so of
+    /// several pulls that want them one fetches and unpacks, and the others
+    /// need not wait for its other layers. No table names them yet: a sweep
+    /// takes them if no pull ends well.
     pub(crate) fn fetch(
         &self,
         what: &str,
         blob: &Descriptor,
         diff_id: &Digest,
-        open: &dyn Fn(u64) -> std::io::Result<Box<dyn Read + Send>>,
-    ) -> Result<LayerRecord> {
-        let mut part = Partial::lock(self.store, &blob.digest)?;
+        source: &dyn BlobSource,
+    ) -> Result<Option<LayerRecord>> {
+        let over = || source.is_over();
+        let Some(mut part) = Partial::lock(self.store, &blob.digest, &over)? else {
+            return Err(Error::Read {
+                what: format!("layer {what}"),
+                source: std::io::Error::new(std::io::ErrorKind::Interrupted, "it was given up"),
+            });
+        };
         // Whoever held the lock may have brought it.
-        if let Some(known) = self.known_layer(&blob.digest, diff_id)? {
-            part.discard()?;
-            return Ok(known);
+        if self.known_layer(&blob.digest, diff_id)?.is_some() {
+            if !part.is_published()? {
+                part.discard()?;
+            }
+            return Ok(None);
         }
-        let have = part.trim(blob.size)?;
-        let first = self.fetch_from(what, blob, diff_id, &mut part, have, open);
+        let have = part.begin(blob.size)?;
+        let have = have.min(blob.size.saturating_sub(source.least_bytes()));
+        let first = self.fetch_from(what, blob, diff_id, &mut part, have, source);
+        // Where all of it is there, nothing is left to go on with.
+        let cut = |e: &Error, part: &Partial<'_>| Ok(resumable(e) && part.bytes()? < blob.size);
         let record = match first {
             // What an earlier pull left, perhaps torn by a power cut.
-            Err(ref e) if have > 0 && !resumable(e) => {
+            Err(ref e) if have > 0 && e.is_of_content() && !cut(e, &part)? => {
                 tracing::info!(
                     layer = what,
                     "what was kept of the layer is not sound; it is fetched anew"
                 );
-                part.trim(0)?;
-                self.fetch_from(what, blob, diff_id, &mut part, 0, open)
+                part.begin_anew()?;
+                self.fetch_from(what, blob, diff_id, &mut part, 0, source)
             }
             other => other,
         };
         match &record {
             Ok(_) => {
+                part.publish()?;
                 let mut state = self.state();
-                state.files += 1;
-                state.fetched.insert(blob.digest, blob.size);
+                if state.new_layers.contains_key(diff_id) && state.published.insert(*diff_id) {
+                    let store = self.store;
+                    store.settle(&self.layers, &store.layers, &diff_id.hex())?;
+                }
+                state.fetched.insert(blob.digest);
             }
-            // The next pull goes on from here.
-            Err(e) if resumable(e) => {}
+            // The next pull goes on from here; a full disk gets room first.
+            Err(e) if cut(e, &part)? || !e.is_of_content() => {}
             Err(_) => part.discard()?,
         }
-        record
+        record.map(Some)
     }
 
     fn fetch_from(
@@ -224,14 +254,14 @@ impl<'s> Staging<'s> {
         diff_id: &Digest,
         part: &mut Partial,
         have: u64,
-        open: &dyn Fn(u64) -> std::io::Result<Box<dyn Read + Send>>,
+        source: &dyn BlobSource,
     ) -> Result<LayerRecord> {
         let read = |source| Error::Read {
             what: format!("layer {what}"),
             source,
         };
         let rest = if have < blob.size {
-            Some(open(have).map_err(read)?)
+            Some(source.open(have).map_err(read)?)
         } else {
             None
         };
@@ -243,13 +273,10 @@ impl<'s> Staging<'s> {
     /// Unpacks a layer of the store once more; the name of the new tree's
     /// directory below `layers`.
     pub(crate) fn unpack_again(&self, layer: &LayerRecord) -> Result<String> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
-        let blob =
-            fsutil::open_beneath(self.store.blobs.as_fd(), layer.blob.hex().as_bytes(), flags)
-                .ctx("open blob", layer.blob.to_string())?;
+        let blob = self.store.open_blob(&layer.blob)?;
         let what = layer.blob.to_string();
         let name = self.fresh_name("layer");
-        let (got, diff, dir, info) = self.unpack_new(&what, &name, File::from(blob), None)?;
+        let (got, diff, dir, info) = self.unpack_new(&what, &name, blob, None)?;
         check(&what, Some(&layer.blob), &got.digest)?;
         check(&what, Some(&layer.diff_id), &diff)?;
         describe(&dir, &info)?;
@@ -266,7 +293,7 @@ impl<'s> Staging<'s> {
         diff_id: Option<Digest>,
     ) -> Result<(pipe::Blob, Digest)> {
         let have = diff_id.is_some_and(|d| self.has_layer(&d));
-        let budget = &self.budget_bytes;
+        let budget = &self.budget;
         let (got, diff, fresh) = if have {
             let (got, diff, ()) = pipe::run(what, src, copy, budget, |_| Ok(()))?;
             (got, diff, None)
@@ -296,8 +323,8 @@ impl<'s> Staging<'s> {
         let dir = fsutil::make_dir(self.layers.as_fd(), name, 0o700)?;
         let root = fsutil::make_dir(dir.as_fd(), "diff", 0o755)?;
         fsutil::make_dir(dir.as_fd(), "empty", 0o755)?;
-        let (got, diff, info) = pipe::run(what, src, copy, &self.budget_bytes, |input| {
-            Unpacker::new(root.as_fd(), what, self.max_bytes).run(&mut TarReader::new(input))
+        let (got, diff, info) = pipe::run(what, src, copy, &self.budget, |input| {
+            Unpacker::new(root.as_fd(), what, &self.budget).run(&mut TarReader::new(input))
         })?;
         Ok((got, diff, dir, info))
     }
@@ -308,7 +335,6 @@ impl<'s> Staging<'s> {
         blob: &Digest,
         diff_id: &Digest,
     ) -> Result<Option<LayerRecord>> {
-        let fetched = self.state().fetched.get(blob).copied();
         let staged = self.state().new_blobs.contains(blob);
         if !self.has_layer(diff_id) {
             return Ok(None);
@@ -317,12 +343,23 @@ impl<'s> Staging<'s> {
             let st = rustix::fs::statat(&self.blobs, blob.hex(), AtFlags::SYMLINK_NOFOLLOW);
             st.ok().and_then(|st| u64::try_from(st.st_size).ok())
         } else {
-            fetched
+            self.store.blob_bytes(blob)
         };
-        match bytes.or_else(|| self.store.blob_bytes(blob)) {
+        match bytes {
             Some(bytes) => self.record(*diff_id, *blob, bytes).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// A blob of a layer that is known.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File> {
+        if !self.state().new_blobs.contains(digest) {
+            return self.store.open_blob(digest);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        fsutil::open_beneath(self.blobs.as_fd(), digest.hex().as_bytes(), flags)
+            .map(File::from)
+            .ctx("open blob", digest.to_string())
     }
 
     fn record(&self, diff_id: Digest, blob: Digest, blob_bytes: u64) -> Result<LayerRecord> {
@@ -355,7 +392,6 @@ impl<'s> Staging<'s> {
         let mut state = self.state();
         // Another thread may have unpacked the same from another blob.
         if !state.new_layers.contains_key(&diff) {
-            state.files += 4 + usize::try_from(info.entries).unwrap_or(usize::MAX / 2);
             rustix::fs::renameat(&self.layers, name, &self.layers, diff.hex())
                 .ctx("rename", name)?;
             state.new_layers.insert(diff, info);
@@ -365,29 +401,51 @@ impl<'s> Staging<'s> {
 
     /// Makes the images part of the store.
     pub(crate) fn commit(self, found: Vec<Staged>) -> Result<Vec<ImportedImage>> {
-        let store = self.store;
         let state = std::mem::take(&mut *self.state());
+        let done = self.commit_of(&state, found);
+        if done.is_err() {
+            // So that what was published is swept.
+            *self.state() = state;
+        }
+        done
+    }
+
+    fn commit_of(&self, state: &State, found: Vec<Staged>) -> Result<Vec<ImportedImage>> {
+        let store = self.store;
+        let fresh = self.fresh(state, &found)?;
         // The trees of a large image are left to the kernel: until they are
         // known to be on the disk, the table says in which boot they were made.
-        let made = if state.files <= SYNC_EACH_MAX_FILES {
+        let made = if fresh.files <= SYNC_EACH_MAX_FILES {
             fsutil::sync_tree(self.layers.as_fd()).ctx("sync", store.path())?;
             None
         } else {
             Some(Made::now(&self.name)?)
         };
         fsutil::sync_files(self.blobs.as_fd()).ctx("sync", store.path())?;
-        for blob in state.fetched.keys() {
-            Partial::sync(store, blob)?;
+        for digest in fresh.blobs.difference(&state.new_blobs) {
+            store.sync_blob(digest)?;
+        }
+        let synced = |digest: &Digest| {
+            let staged = state.new_layers.contains_key(digest);
+            made.is_some() || staged && !state.published.contains(digest)
+        };
+        for digest in fresh.layers.iter().filter(|d| !synced(d)) {
+            store.sync_layer(digest)?;
         }
         let _lock = store.lock("lock", FlockOperation::LockExclusive)?;
-        for digest in state.fetched.keys() {
-            Partial::settle(store, digest)?;
-        }
         for digest in &state.new_blobs {
-            store.settle(&self.blobs, &store.blobs, &digest.hex())?;
+            // One that is there already is perhaps of a pull that goes on.
+            if !store.settle(&self.blobs, &store.blobs, &digest.hex())? {
+                store.sync_blob(digest)?;
+            }
         }
         for digest in state.new_layers.keys() {
-            store.settle(&self.layers, &store.layers, &digest.hex())?;
+            if !state.published.contains(digest)
+                && !store.settle(&self.layers, &store.layers, &digest.hex())?
+                && made.is_none()
+            {
+                store.sync_layer(digest)?;
+            }
         }
         rustix::fs::fsync(&store.blobs).ctx("sync", "blobs")?;
         if made.is_none() {
@@ -395,7 +453,7 @@ impl<'s> Staging<'s> {
         }
         let mut table = Table::load(store.dir.as_fd())?;
         if let Some(made) = made {
-            let fresh = state.new_layers.keys();
+            let fresh = fresh.layers.iter();
             table.unsynced.extend(fresh.map(|d| (*d, made.clone())));
         }
         let now = SystemTime::now()
@@ -432,8 +490,49 @@ impl<'s> Staging<'s> {
             );
         }
         table.save(store.dir.as_fd())?;
+        for digest in &state.fetched {
+            // The blob has its place; what stays here goes with a sweep.
+            if let Err(error) = Partial::settled(store, digest) {
+                tracing::debug!(blob = %digest, %error, "a fetched blob keeps its first name");
+            }
+        }
         Ok(out)
     }
+
+    /// What the images need that the table does not name yet: whoever brought
+    /// it, it may not be on the disk.
+    fn fresh(&self, state: &State, found: &[Staged]) -> Result<Fresh> {
+        let table = Table::load(self.store.dir.as_fd())?;
+        let named = |of: fn(&LayerRecord) -> Digest| -> HashSet<Digest> {
+            let all = table.images.values().flat_map(|r| &r.layers);
+            all.map(of).collect()
+        };
+        let (trees, blobs) = (named(|l| l.diff_id), named(|l| l.blob));
+        let mut fresh = Fresh::default();
+        for layer in found.iter().flat_map(|image| &image.layers) {
+            if !blobs.contains(&layer.blob) && fresh.blobs.insert(layer.blob) {
+                fresh.files += 1;
+            }
+            if trees.contains(&layer.diff_id) || !fresh.layers.insert(layer.diff_id) {
+                continue;
+            }
+            let entries = match state.new_layers.get(&layer.diff_id) {
+                Some(info) => info.entries,
+                None => self.store.layer_info(&layer.diff_id)?.entries,
+            };
+            fresh.files += 4 + usize::try_from(entries).unwrap_or(usize::MAX / 2);
+        }
+        Ok(fresh)
+    }
+}
+
+/// See [`Staging::fresh`].
+#[derive(Default)]
+struct Fresh {
+    layers: HashSet<Digest>,
+    blobs: HashSet<Digest>,
+    /// Files that a sync of each would wait for.
+    files: usize,
 }
 
 /// Writes what is known of a layer beside its tree.
