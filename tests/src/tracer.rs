@@ -213,7 +213,8 @@ impl Tracer {
                     self.processes.remove(&pid);
                 }
                 WaitStatus::PtraceSyscall(pid) => {
-                    if self.call(pid, decide)? {
+                    let over = self.call(pid, decide)?;
+                    if over {
                         return Ok(Followed::LetGo(self.command));
                     }
                 }

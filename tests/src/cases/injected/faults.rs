@@ -11,7 +11,7 @@ use crate::host::TestHost;
 use crate::tracer::{Act, Call, End};
 
 /// Points of a sample, for each kind of container.
-const SAMPLE: usize = 35;
+const SAMPLE: usize = 18;
 
 /// Calls that set a container up, by name. What fails in the program's own
 /// life (memory, time, polls), or can never fail, is not among them.

@@ -7,7 +7,7 @@ use crate::host::TestHost;
 use crate::tracer::{Act, End};
 
 /// Points of a sample.
-const SAMPLE: usize = 90;
+const SAMPLE: usize = 40;
 /// A run makes a few calls more or less than another: this many of the last
 /// ones are not among the points of a sample.
 const UNSURE_CALLS: usize = 12;
