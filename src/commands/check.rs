@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn what_is_missing_comes_with_a_remedy() {
         // Every capability but CAP_SETPCAP (8) and CAP_MKNOD (27).
-        let set = u64::MAX & !(1 << 8) & !(1 << 27);
+        let set = !(1_u64 << 8 | 1 << 27);
         let findings = held(&format!("Name:\tx\nCapEff:\t{set:016x}\n"));
         for found in &findings {
             let (verdict, text) = (found.verdict, &found.found);

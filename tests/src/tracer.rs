@@ -212,12 +212,10 @@ impl Tracer {
                 WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => {
                     self.processes.remove(&pid);
                 }
-                WaitStatus::PtraceSyscall(pid) => {
-                    let over = self.call(pid, decide)?;
-                    if over {
-                        return Ok(Followed::LetGo(self.command));
-                    }
+                WaitStatus::PtraceSyscall(pid) if self.call(pid, decide)? => {
+                    return Ok(Followed::LetGo(self.command));
                 }
+                WaitStatus::PtraceSyscall(_) => {}
                 WaitStatus::PtraceEvent(pid, _, event) => self.event(pid, event)?,
                 WaitStatus::Stopped(pid, signal) => {
                     self.born(pid);

@@ -82,7 +82,7 @@ pub(super) fn placed(case: Case) -> Case {
             true => case.name.starts_with(name),
             false => case.name == *name,
         };
-        list.iter().any(|name| same(&name))
+        list.iter().any(same)
     };
     if is_in(EVERYWHERE) {
         case
