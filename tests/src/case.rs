@@ -222,3 +222,18 @@ impl std::error::Error for Skip {}
 pub fn skip(reason: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Skip(reason.into()))
 }
+
+/// Builds the error for a program of the machine that a promise is tested
+/// with: without it the case fails, so that nobody takes a run that tested
+/// nothing for one that passed. Where [`repo::MAY_SKIP`] is set it is skipped.
+///
+/// [`repo::MAY_SKIP`]: crate::repo::MAY_SKIP
+pub fn lacking(what: &str) -> anyhow::Error {
+    if std::env::var_os(crate::repo::MAY_SKIP).is_some() {
+        return skip(what);
+    }
+    anyhow::anyhow!(
+        "{what}; install it, or set {}=1 to do without this case",
+        crate::repo::MAY_SKIP
+    )
+}

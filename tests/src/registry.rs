@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::case::skip;
+use crate::case::lacking;
 use crate::host::TestHost;
 use crate::wait::{WAIT_SECS, until};
 
@@ -124,15 +124,15 @@ impl Registry {
     }
 }
 
-/// Where there is no docker-registry (in guests), registries are not tested.
+/// Where there is no docker-registry, registries are not tested.
 ///
 /// # Errors
-/// A skip.
+/// [`lacking`].
 pub fn demand() -> anyhow::Result<()> {
     if Path::new(PROGRAM).exists() {
         Ok(())
     } else {
-        Err(skip("docker-registry is not installed"))
+        Err(lacking("docker-registry is not installed"))
     }
 }
 

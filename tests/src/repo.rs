@@ -8,6 +8,9 @@ use anyhow::{Context, ensure};
 pub const RKUBE_BIN: &str = "RKUBE_BIN";
 /// Environment variable that names the directory of test images.
 pub const TEST_IMAGES: &str = "RKUBE_TEST_IMAGES";
+/// Lets cases be skipped whose programs (docker-registry, skopeo, mmdebstrap)
+/// are not installed; guests have none of them.
+pub const MAY_SKIP: &str = "RKUBE_TESTS_MAY_SKIP";
 
 /// Built here by `make test`: static, as users get it, with test optimisation.
 pub const TEST_OPT_DIR: &str = "x86_64-unknown-linux-gnu/test-opt";

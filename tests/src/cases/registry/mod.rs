@@ -1,6 +1,7 @@
 //! Images from and to a real registry: Debian's docker-registry on the test
 //! host's loopback, with skopeo as the other side.
 
+mod flags;
 mod room;
 mod ways;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use crate::case::{Case, skip};
+use crate::case::{Case, lacking};
 use crate::command::{Cmd, Output};
 use crate::host::TestHost;
 use crate::images;
@@ -28,7 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("registry::archives_and_names", archives_and_names).within_secs(300),
         Case::new("registry::damage_is_found", damage_is_found).within_secs(300),
     ];
-    [own, room::cases(), ways::cases()].concat()
+    [own, room::cases(), ways::cases(), flags::cases()].concat()
 }
 
 /// `rkube image ARGS...`.
@@ -100,7 +101,7 @@ fn there_and_back(host: &TestHost) -> anyhow::Result<()> {
 fn minbase_there_and_back(host: &TestHost) -> anyhow::Result<()> {
     let tar = match images::minbase() {
         Ok(tar) => tar,
-        Err(e) => return Err(skip(format!("no minbase tree can be made here: {e:#}"))),
+        Err(e) => return Err(lacking(&format!("no minbase tree can be made here: {e:#}"))),
     };
     let registry = Registry::start(host, "plain", Options::default())?;
     image(host, &["import", &tar.to_string_lossy(), "local/minbase:1"])?.ok()?;
@@ -238,7 +239,7 @@ fn private_images(host: &TestHost) -> anyhow::Result<()> {
 
 fn skopeo(host: &TestHost, args: &[&str]) -> anyhow::Result<Output> {
     if !Path::new("/usr/bin/skopeo").exists() {
-        return Err(skip("skopeo is not installed"));
+        return Err(lacking("skopeo is not installed"));
     }
     let fixed = ["--insecure-policy"];
     Cmd::new("skopeo", fixed.iter().chain(args))

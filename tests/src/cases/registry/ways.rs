@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::{digest_of, image, import_busybox, login, pulling, skopeo, trust, try_up, waits};
-use crate::case::{Case, skip};
+use crate::case::{Case, lacking};
 use crate::host::TestHost;
 use crate::images;
 use crate::pods::status;
@@ -27,7 +27,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn every_way_in(host: &TestHost) -> anyhow::Result<()> {
     let minbase = match images::minbase() {
         Ok(tar) => tar,
-        Err(e) => return Err(skip(format!("no minbase tree can be made here: {e:#}"))),
+        Err(e) => return Err(lacking(&format!("no minbase tree can be made here: {e:#}"))),
     };
     for (tls, password) in [(false, true), (true, false), (true, true)] {
         let name = format!("tls-{tls}-password-{password}");
@@ -74,7 +74,7 @@ fn every_way_in(host: &TestHost) -> anyhow::Result<()> {
 fn what_skopeo_reads(host: &TestHost) -> anyhow::Result<()> {
     let minbase = match images::minbase() {
         Ok(tar) => tar,
-        Err(e) => return Err(skip(format!("no minbase tree can be made here: {e:#}"))),
+        Err(e) => return Err(lacking(&format!("no minbase tree can be made here: {e:#}"))),
     };
     let registry = Registry::start(host, "plain", Options::default())?;
     image(
