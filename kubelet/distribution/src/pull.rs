@@ -106,8 +106,7 @@ impl Registries {
     ) -> Result<PulledImage> {
         let transport = self.transport();
         let mut refused = None;
-        let mut keys = self.keys(request, &endpoint);
-        while let Some(key) = keys.next() {
+        for key in self.keys(request, &endpoint) {
             let key = match (key, refused.take()) {
                 (Ok(key), _) => key,
                 (Err(e), None) => return Err(e),

@@ -223,7 +223,7 @@ fn directories_and_small_files_cost_whole_blocks() {
 fn a_manifest_that_announces_too_much_is_refused_at_once() {
     let host = Host::new();
     let layer = Tar::new().done();
-    let config = config(&[layer.clone()]);
+    let config = config(std::slice::from_ref(&layer));
     for size in [65 << 30, u64::from(u32::MAX) << 31] {
         let (bytes, parsed) = manifest(&config, &layer, size);
         let options = IngestOptions::default();

@@ -1,5 +1,6 @@
 //! An import's own directory below `tmp`, and the commit that ends it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::File;
@@ -391,10 +392,10 @@ impl<'s> Staging<'s> {
         }
         let mut state = self.state();
         // Another thread may have unpacked the same from another blob.
-        if !state.new_layers.contains_key(&diff) {
+        if let Entry::Vacant(place) = state.new_layers.entry(diff) {
             rustix::fs::renameat(&self.layers, name, &self.layers, diff.hex())
                 .ctx("rename", name)?;
-            state.new_layers.insert(diff, info);
+            place.insert(info);
         }
         Ok(())
     }
