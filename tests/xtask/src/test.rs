@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rkube_tests::command::{Cmd, Next};
-use rkube_tests::layout::Layout;
 use rkube_tests::leaks::Snapshot;
 use rkube_tests::report::{Event, Lines, Skips, Summary, line_of};
 use rkube_tests::unit::{self, Outcome, TestResult, Unit};
@@ -116,12 +115,6 @@ pub(crate) fn test() -> anyhow::Result<bool> {
     conclude(summary, &phases, broken)
 }
 
-/// The layouts that are booted here: the systemd one takes a disk of its own.
-const LAYOUTS_HERE: [Layout; 3] = [Layout::V2, Layout::V1, Layout::Hybrid];
-/// What they run here: that they boot and are what they say. `make vm-test`
-/// runs everything on all layouts.
-const TOPICS_HERE: [&str; 2] = ["machine::", "selftest::"];
-
 fn test_phases(phases: &mut Phases, summary: &mut Summary) -> anyhow::Result<()> {
     let programs = phases.run("build", || {
         builds::programs(TEST_PROFILE, vm::PROGRAMS)?;
@@ -143,9 +136,8 @@ fn test_phases(phases: &mut Phases, summary: &mut Summary) -> anyhow::Result<()>
         summary.add("host", run_suite()?);
         Ok(())
     })?;
-    let mut plan = vm::plan(&Built::default())?;
-    plan.filters = TOPICS_HERE.map(str::to_owned).to_vec();
-    vm::run(&plan, &vm::Options::of(&LAYOUTS_HERE), phases, summary)
+    let plan = vm::plan(&Built::default())?;
+    vm::run(&plan, &vm::Options::all(), phases, summary)
 }
 
 fn run_units(programs: &[TestProgram]) -> anyhow::Result<Vec<TestResult>> {

@@ -392,10 +392,10 @@ impl<'s> Staging<'s> {
         }
         let mut state = self.state();
         // Another thread may have unpacked the same from another blob.
-        if let Entry::Vacant(new) = state.new_layers.entry(diff) {
+        if let Entry::Vacant(place) = state.new_layers.entry(diff) {
             rustix::fs::renameat(&self.layers, name, &self.layers, diff.hex())
                 .ctx("rename", name)?;
-            new.insert(info);
+            place.insert(info);
         }
         Ok(())
     }
