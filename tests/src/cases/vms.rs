@@ -10,14 +10,11 @@ use crate::layout::Layout;
 
 /// On every layout.
 const EVERYWHERE: &[&str] = &[
-    "again::a_limit_below_use",
     "again::limits_change_in_place",
     "chaos::everything_killed_and_cleaned",
-    "chaos::keeper_killed_and_nothing_restarts",
     "chaos::keepers_are_outside_the_pods_limits",
     "chaos::reset_refuses_and_clears",
     "chaos::supervisor_killed_and_nothing_restarts",
-    "exec::has_the_containers_rights",
     "exec::streams_and_exit_codes",
     "lifecycle::backoff_is_ten_seconds",
     "lifecycle::grace_then_kill",
@@ -25,7 +22,6 @@ const EVERYWHERE: &[&str] = &[
     "lifecycle::liveness_restarts",
     "lifecycle::restart_policies",
     "lifecycle::sidecars_start_first_and_end_last",
-    "lifecycle::termination_messages",
     "limits::cpu_quota_holds",
     "limits::group_kill_v2",
     "limits::oom_scores",
@@ -35,7 +31,6 @@ const EVERYWHERE: &[&str] = &[
     "limits::qos_tree_v1",
     "limits::qos_tree_v2",
     "logs::form_on_disk",
-    "logs::of_the_run_before",
     "machine::legacy_hierarchies",
     "machine::unified_controllers",
     "namespaces::shared_and_own",
@@ -46,29 +41,32 @@ const EVERYWHERE: &[&str] = &[
     "run::hello_end_to_end",
     "security::device_nodes",
     "volumes::config_maps_and_secrets",
-    "volumes::empty_dirs",
 ];
 
 /// On v2 too.
 const ON_V2: &[&str] = &[
+    "again::a_limit_below_use",
     "chaos::ends_while_nobody_watches_are_known",
+    "chaos::keeper_killed_and_nothing_restarts",
     "chaos::pause_killed_and_the_sandbox_is_new",
-    "exec::",
+    "exec::has_the_containers_rights",
+    "exec::terminal",
     "lifecycle::",
     "logs::following_ends_with_the_pod",
-    "logs::selections",
-    "namespaces::",
-    "network::",
+    "logs::of_the_run_before",
+    "namespaces::process_namespace_is_shared",
+    "namespaces::the_hosts_own",
+    "network::host_ports_of_udp",
+    "network::pods_have_addresses",
+    "network::ports_are_free_after_removal",
     "run::ctrl_c_ends_gracefully",
     "security::default_privileges",
     "selftest::",
     "volumes::claims_keep_their_files",
+    "volumes::empty_dirs",
     "volumes::nothing_is_mounted_on_the_host",
     "volumes::projected_and_downward",
-    "volumes::read_only_mounts",
-    "volumes::sub_paths",
     "writer::a_keeper_starts_it",
-    "writer::a_run_outlives_it",
 ];
 
 /// The case with the VMs that it runs in.
