@@ -2,68 +2,30 @@
 //! file names: also those that few hosts mount or compile in.
 #![allow(clippy::unwrap_used, reason = "tests fail by panic")]
 
-use std::path::PathBuf;
+mod fake;
 
+use fake::Fake;
 use oci_spec::runtime::LinuxResources;
-use rkube_cgroup::{
-    Cgroup, CgroupPath, Controller, Error, Extras, Hierarchies, Layout, MountedHierarchy, Version,
-};
+use rkube_cgroup::{Controller, Error, Extras, Version};
 
 /// What v1 shows of a limit that is not set (PAGE_COUNTER_MAX in bytes).
 const UNLIMITED: &str = "9223372036854771712\n";
 
-struct Fake {
-    _tmp: tempfile::TempDir,
-    dir: PathBuf,
-    group: Cgroup,
-}
+const CONTROLLERS: [Controller; 9] = [
+    Controller::Cpu,
+    Controller::Cpuset,
+    Controller::Io,
+    Controller::Memory,
+    Controller::Pids,
+    Controller::Hugetlb,
+    Controller::Rdma,
+    Controller::NetCls,
+    Controller::NetPrio,
+];
 
-impl Fake {
-    /// A group `g` with these files and contents, in one v1 hierarchy with
-    /// all controllers.
-    fn new(files: &[(&str, &str)]) -> Self {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = tmp.path().join("g");
-        std::fs::create_dir(&dir).unwrap();
-        for (name, content) in files {
-            std::fs::write(dir.join(name), content).unwrap();
-        }
-        let host = Hierarchies::from_layout(Layout {
-            hierarchies: vec![MountedHierarchy {
-                version: Version::V1,
-                controllers: vec![
-                    Controller::Cpu,
-                    Controller::Cpuset,
-                    Controller::Io,
-                    Controller::Memory,
-                    Controller::Pids,
-                    Controller::Hugetlb,
-                    Controller::Rdma,
-                    Controller::NetCls,
-                    Controller::NetPrio,
-                ],
-                name: None,
-                points: vec![tmp.path().to_owned()],
-                device: "0:1".to_owned(),
-            }],
-        })
-        .unwrap();
-        let group = Cgroup::open(&host, &CgroupPath::new("g").unwrap()).unwrap();
-        Self {
-            _tmp: tmp,
-            dir,
-            group,
-        }
-    }
-
-    fn apply(&self, json: &str) -> rkube_cgroup::Result<Vec<rkube_cgroup::Warning>> {
-        let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        self.group.apply(&resources, &Extras::default())
-    }
-
-    fn file(&self, name: &str) -> String {
-        std::fs::read_to_string(self.dir.join(name)).unwrap()
-    }
+/// A group with these files, in one v1 hierarchy with all controllers.
+fn v1(files: &[(&str, &str)]) -> Fake {
+    Fake::of(Version::V1, &CONTROLLERS, files)
 }
 
 /// `limit` may never be above the sum: which is written first depends on where
@@ -71,16 +33,16 @@ impl Fake {
 #[test]
 fn limit_and_sum_in_the_order_that_the_kernel_takes() {
     const BOTH: &str = r#"{"memory": {"limit": 4000, "swap": 6000}}"#;
-    let raised = Fake::new(&[("memory.memsw.limit_in_bytes", "2000")]);
+    let raised = v1(&[("memory.memsw.limit_in_bytes", "2000")]);
     assert!(matches!(raised.apply(BOTH), Err(Error::Write { .. })));
     assert_eq!(raised.file("memory.memsw.limit_in_bytes"), "6000");
     for now in ["9000", UNLIMITED] {
-        let lowered = Fake::new(&[("memory.memsw.limit_in_bytes", now)]);
+        let lowered = v1(&[("memory.memsw.limit_in_bytes", now)]);
         assert!(matches!(lowered.apply(BOTH), Err(Error::Write { .. })));
         assert_eq!(lowered.file("memory.memsw.limit_in_bytes"), now);
     }
     // No limit at all: the sum goes up before the limit does.
-    let lifted = Fake::new(&[("memory.memsw.limit_in_bytes", "20")]);
+    let lifted = v1(&[("memory.memsw.limit_in_bytes", "20")]);
     let none = r#"{"memory": {"limit": -1}}"#;
     assert!(matches!(lifted.apply(none), Err(Error::Write { .. })));
     assert_eq!(lifted.file("memory.memsw.limit_in_bytes"), "-1");
@@ -88,7 +50,7 @@ fn limit_and_sum_in_the_order_that_the_kernel_takes() {
 
 #[test]
 fn memory_without_swap_accounting() {
-    let fake = Fake::new(&[("memory.limit_in_bytes", "")]);
+    let fake = v1(&[("memory.limit_in_bytes", "")]);
     fake.apply(r#"{"memory": {"limit": 4000}}"#).unwrap();
     assert_eq!(fake.file("memory.limit_in_bytes"), "4000");
     fake.apply(r#"{"memory": {"limit": 5000, "swap": -1}}"#)
@@ -110,7 +72,7 @@ fn memory_without_swap_accounting() {
 
 #[test]
 fn what_v1_alone_has_of_memory() {
-    let fake = Fake::new(&[
+    let fake = v1(&[
         ("memory.soft_limit_in_bytes", ""),
         ("memory.kmem.tcp.limit_in_bytes", ""),
         ("memory.swappiness", ""),
@@ -147,7 +109,7 @@ fn what_v1_alone_has_of_memory() {
 
 #[test]
 fn time_and_place() {
-    let fake = Fake::new(&[
+    let fake = v1(&[
         ("cpu.shares", ""),
         ("cpu.cfs_period_us", ""),
         ("cpu.cfs_quota_us", ""),
@@ -178,7 +140,7 @@ fn time_and_place() {
 
 #[test]
 fn the_rarer_controllers() {
-    let fake = Fake::new(&[
+    let fake = v1(&[
         ("pids.max", ""),
         ("net_cls.classid", ""),
         ("net_prio.ifpriomap", ""),

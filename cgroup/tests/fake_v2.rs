@@ -3,73 +3,32 @@
 //! the host has one with these controllers.)
 #![allow(clippy::unwrap_used, reason = "tests fail by panic")]
 
+mod fake;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use fake::Fake;
 use oci_spec::runtime::LinuxResources;
-use rkube_cgroup::{
-    Cgroup, CgroupPath, Controller, Error, Extras, Hierarchies, Layout, MountedHierarchy, Version,
-};
+use rkube_cgroup::{Controller, Error, Extras, Version};
 
-struct Fake {
-    _tmp: tempfile::TempDir,
-    dir: PathBuf,
-    group: Cgroup,
-}
+const CONTROLLERS: [Controller; 7] = [
+    Controller::Cpu,
+    Controller::Cpuset,
+    Controller::Io,
+    Controller::Memory,
+    Controller::Pids,
+    Controller::Hugetlb,
+    Controller::Rdma,
+];
 
-impl Fake {
-    /// A group `g` with these files and contents.
-    fn new(files: &[(&str, &str)]) -> Self {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = tmp.path().join("g");
-        std::fs::create_dir(&dir).unwrap();
-        for (name, content) in files {
-            std::fs::write(dir.join(name), content).unwrap();
-        }
-        let host = unified(tmp.path());
-        let group = Cgroup::open(&host, &CgroupPath::new("g").unwrap()).unwrap();
-        Self {
-            _tmp: tmp,
-            dir,
-            group,
-        }
-    }
-
-    fn apply(&self, json: &str) -> rkube_cgroup::Result<Vec<rkube_cgroup::Warning>> {
-        let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        self.group.apply(&resources, &Extras::default())
-    }
-
-    fn file(&self, name: &str) -> String {
-        std::fs::read_to_string(self.dir.join(name)).unwrap()
-    }
-}
-
-fn unified(root: &Path) -> Arc<Hierarchies> {
-    Hierarchies::from_layout(Layout {
-        hierarchies: vec![MountedHierarchy {
-            version: Version::V2,
-            controllers: vec![
-                Controller::Cpu,
-                Controller::Cpuset,
-                Controller::Io,
-                Controller::Memory,
-                Controller::Pids,
-                Controller::Hugetlb,
-                Controller::Rdma,
-            ],
-            name: None,
-            points: vec![root.to_owned()],
-            device: "0:1".to_owned(),
-        }],
-    })
-    .unwrap()
+/// A group with these files, in one v2 hierarchy with all controllers.
+fn v2(files: &[(&str, &str)]) -> Fake {
+    Fake::of(Version::V2, &CONTROLLERS, files)
 }
 
 #[test]
 fn memory_and_swap() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         ("memory.max", ""),
         ("memory.swap.max", ""),
         ("memory.low", ""),
@@ -83,7 +42,7 @@ fn memory_and_swap() {
 
 #[test]
 fn swap_alone_is_about_the_limit_in_force() {
-    let fake = Fake::new(&[("memory.max", "1000\n"), ("memory.swap.max", "")]);
+    let fake = v2(&[("memory.max", "1000\n"), ("memory.swap.max", "")]);
     fake.apply(r#"{"memory": {"swap": 1001}}"#).unwrap();
     assert_eq!(fake.file("memory.swap.max"), "1");
     assert!(matches!(
@@ -94,7 +53,7 @@ fn swap_alone_is_about_the_limit_in_force() {
 
 #[test]
 fn no_limits() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         ("memory.max", ""),
         ("memory.swap.max", ""),
         ("pids.max", ""),
@@ -108,7 +67,7 @@ fn no_limits() {
 
 #[test]
 fn a_host_without_swap_forbids_it_already() {
-    let fake = Fake::new(&[("memory.max", "")]);
+    let fake = v2(&[("memory.max", "")]);
     fake.apply(r#"{"memory": {"limit": 1000, "swap": 1000}}"#)
         .unwrap();
     let error = fake
@@ -119,7 +78,7 @@ fn a_host_without_swap_forbids_it_already() {
 
 #[test]
 fn check_before_update() {
-    let fake = Fake::new(&[("memory.max", ""), ("memory.current", "5000\n")]);
+    let fake = v2(&[("memory.max", ""), ("memory.current", "5000\n")]);
     let error = fake
         .apply(r#"{"memory": {"limit": 4096, "checkBeforeUpdate": true}}"#)
         .unwrap_err();
@@ -139,7 +98,7 @@ fn check_before_update() {
 
 #[test]
 fn extras() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         ("memory.high", ""),
         ("memory.min", ""),
         ("memory.oom.group", "0"),
@@ -162,7 +121,7 @@ fn extras() {
 
 #[test]
 fn cpu() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         ("cpu.weight", ""),
         ("cpu.max", "max 100000\n"),
         ("cpu.max.burst", ""),
@@ -185,14 +144,14 @@ fn cpu() {
 
 #[test]
 fn a_period_alone_keeps_the_quota() {
-    let fake = Fake::new(&[("cpu.max", "max 100000\n")]);
+    let fake = v2(&[("cpu.max", "max 100000\n")]);
     fake.apply(r#"{"cpu": {"period": 200000}}"#).unwrap();
     assert_eq!(fake.file("cpu.max"), "max 200000\n");
 }
 
 #[test]
 fn an_idle_group_has_no_weight() {
-    let fake = Fake::new(&[("cpu.weight", ""), ("cpu.idle", "")]);
+    let fake = v2(&[("cpu.weight", ""), ("cpu.idle", "")]);
     fake.apply(r#"{"cpu": {"shares": 1024, "idle": 1}}"#)
         .unwrap();
     assert_eq!(fake.file("cpu.weight"), "");
@@ -201,7 +160,7 @@ fn an_idle_group_has_no_weight() {
 
 #[test]
 fn block_devices() {
-    let fake = Fake::new(&[("io.bfq.weight", ""), ("io.weight", ""), ("io.max", "")]);
+    let fake = v2(&[("io.bfq.weight", ""), ("io.weight", ""), ("io.max", "")]);
     fake.apply(r#"{"blockIO": {"weight": 1000}}"#).unwrap();
     assert_eq!(fake.file("io.bfq.weight"), "default 1000");
     assert_eq!(fake.file("io.weight"), "default 10000");
@@ -219,7 +178,7 @@ fn block_devices() {
 
 #[test]
 fn without_a_weight_scheduler_the_error_names_the_files() {
-    let fake = Fake::new(&[]);
+    let fake = v2(&[]);
     let error = fake
         .apply(r#"{"blockIO": {"weight": 500}}"#)
         .unwrap_err()
@@ -231,7 +190,7 @@ fn without_a_weight_scheduler_the_error_names_the_files() {
 
 #[test]
 fn huge_pages_with_reservations() {
-    let fake = Fake::new(&[("hugetlb.2MB.max", ""), ("hugetlb.2MB.rsvd.max", "")]);
+    let fake = v2(&[("hugetlb.2MB.max", ""), ("hugetlb.2MB.rsvd.max", "")]);
     fake.apply(r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}"#)
         .unwrap();
     assert_eq!(fake.file("hugetlb.2MB.max"), "4194304");
@@ -247,7 +206,7 @@ fn huge_pages_with_reservations() {
 
 #[test]
 fn rdma() {
-    let fake = Fake::new(&[("rdma.max", "")]);
+    let fake = v2(&[("rdma.max", "")]);
     fake.apply(r#"{"rdma": {"mlx5_1": {"hcaHandles": 3}}}"#)
         .unwrap();
     assert_eq!(fake.file("rdma.max"), "mlx5_1 hca_handle=3 hca_object=max");
@@ -255,7 +214,7 @@ fn rdma() {
 
 #[test]
 fn what_v2_cannot_do_is_an_error() {
-    let fake = Fake::new(&[("memory.max", ""), ("cpu.max", "")]);
+    let fake = v2(&[("memory.max", ""), ("cpu.max", "")]);
     for json in [
         r#"{"memory": {"swappiness": 10}}"#,
         r#"{"memory": {"disableOOMKiller": true}}"#,
@@ -283,7 +242,7 @@ fn what_v2_cannot_do_is_an_error() {
 
 #[test]
 fn unified_files() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         ("memory.zswap.max", ""),
         ("cgroup.kill", ""),
         ("io.latency", ""),
@@ -320,7 +279,7 @@ fn unified_files() {
 
 #[test]
 fn statistics() {
-    let fake = Fake::new(&[
+    let fake = v2(&[
         (
             "cpu.stat",
             "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 3\nthrottled_usec 2\n",

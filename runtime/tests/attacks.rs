@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use bundle::attack::Victim;
 use bundle::{Bundle, exec, wait};
 use rkube_runtime::Error;
-use rkube_runtime::lifecycle::{self, CreateOptions};
+use rkube_runtime::lifecycle;
 use serde_json::json;
 
 fn read(path: &str) -> String {
@@ -63,21 +63,9 @@ fn links_in_place_of_console_and_pts() {
         bundle.link(&format!("{}/file", victim.climb()), name);
         bundle.spec["process"]["terminal"] = true.into();
         if name == "dev/console" {
-            bundle.mount(
-                json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                "options": ["newinstance", "ptmxmode=0666"]}),
-            );
+            bundle.own_terminals();
         }
-        let made = bundle.create_with(CreateOptions {
-            keeps_terminal: true,
-            ..CreateOptions::default()
-        });
-        if let Ok(made) = &made {
-            // What the program could write to is its own terminal alone.
-            let _ = made.container.start();
-            wait(&made.pidfd);
-        }
-        lifecycle::delete(&bundle.store(), &bundle.id, true).unwrap();
+        bundle.attempt_with_terminal();
         victim.is_unharmed();
         bundle.nothing_is_left();
     }

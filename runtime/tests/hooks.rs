@@ -12,6 +12,16 @@ use serde_json::{Value, json};
 
 use bundle::{Bundle, wait};
 
+/// In the order in which they run.
+const KINDS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
 /// A hook that runs a script of the host's shell.
 fn script(text: &str) -> Value {
     json!({"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/bin:/usr/bin"],
@@ -20,14 +30,6 @@ fn script(text: &str) -> Value {
 
 #[test]
 fn hooks_run_in_order_and_see_the_state() {
-    let kinds = [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ];
     let mut bundle = Bundle::new(&["true"]);
     let log = bundle.dir.path().join("rootfs/log");
     let hook = |kind: &str| {
@@ -37,11 +39,10 @@ fn hooks_run_in_order_and_see_the_state() {
         } else {
             &log
         };
-        let script = format!("echo \"{kind} $(cat)\" >> {}", target.display());
-        json!([{"path": "/bin/sh", "args": ["sh", "-c", script],
-            "env": ["PATH=/bin:/usr/bin"], "timeout": 10}])
+        let text = format!("echo \"{kind} $(cat)\" >> {}", target.display());
+        json!([script(&text)])
     };
-    bundle.spec["hooks"] = kinds.iter().map(|k| ((*k).to_owned(), hook(k))).collect();
+    bundle.spec["hooks"] = KINDS.map(|k| (k.to_owned(), hook(k))).into_iter().collect();
     bundle.spec["root"]["readonly"] = false.into();
     bundle.spec["annotations"] = json!({"a": "b"});
     assert_eq!(bundle.run().0, 0);
@@ -51,7 +52,7 @@ fn hooks_run_in_order_and_see_the_state() {
         .map(|line| line.split_once(' ').unwrap())
         .map(|(kind, state)| (kind, serde_json::from_str(state).unwrap()))
         .collect();
-    assert_eq!(told.iter().map(|t| t.0).collect::<Vec<_>>(), kinds);
+    assert_eq!(told.iter().map(|t| t.0).collect::<Vec<_>>(), KINDS);
     let states = [
         "created", "created", "creating", "created", "running", "stopped",
     ];
@@ -84,14 +85,7 @@ fn hooks_of_a_kind_run_in_order_with_their_own_arguments() {
     let mut bundle = Bundle::new(&["true"]);
     bundle.spec["root"]["readonly"] = false.into();
     let host = bundle.dir.path().join("rootfs/log").display().to_string();
-    for kind in [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ] {
+    for kind in KINDS {
         let log = if kind == "startContainer" {
             "/log"
         } else {
@@ -104,22 +98,12 @@ fn hooks_of_a_kind_run_in_order_with_their_own_arguments() {
         };
         bundle.spec["hooks"][kind] = json!([hook(1), hook(2)]);
     }
-    for applet in ["env", "wc"] {
-        let link = bundle.dir.path().join("rootfs/bin").join(applet);
-        std::os::unix::fs::symlink("busybox", link).unwrap();
-    }
+    bundle.applets(&["env", "wc"]);
     assert_eq!(bundle.run().0, 0);
     let text = std::fs::read_to_string(bundle.dir.path().join("rootfs/log")).unwrap();
     let seen: Vec<&str> = text.lines().collect();
     let mut wanted = Vec::new();
-    for kind in [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ] {
+    for kind in KINDS {
         for n in [1, 2] {
             wanted.push(format!("{kind}{n} arg me{n} . "));
         }

@@ -6,7 +6,7 @@ mod bundle;
 
 use std::os::unix::fs::symlink;
 
-use rkube_runtime::lifecycle::{self, CreateOptions};
+use rkube_runtime::lifecycle;
 use serde_json::json;
 
 use bundle::attack::{Victim, race};
@@ -86,10 +86,7 @@ fn a_console_is_never_what_a_racing_name_leads_to() {
     let victim = Victim::new();
     let mut bundle = Bundle::shell("echo x > /dev/console; echo x > /dev/other");
     bundle.without_mount("/dev");
-    bundle.mount(
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-        "options": ["newinstance", "ptmxmode=0666"]}),
-    );
+    bundle.own_terminals();
     bundle.spec["process"]["terminal"] = true.into();
     bundle.spec["root"]["readonly"] = false.into();
     std::fs::create_dir_all(bundle.root("dev/pts")).unwrap();
@@ -97,17 +94,9 @@ fn a_console_is_never_what_a_racing_name_leads_to() {
     std::fs::write(&console, "").unwrap();
     symlink(format!("{}/file", victim.climb()), &link).unwrap();
     let made = race(&console, &link, || {
-        let made = bundle.create_with(CreateOptions {
-            keeps_terminal: true,
-            ..CreateOptions::default()
-        });
-        if let Ok(made) = &made {
-            let _ = made.container.start();
-            wait(&made.pidfd);
-        }
-        lifecycle::delete(&bundle.store(), &bundle.id, true).unwrap();
+        let made = bundle.attempt_with_terminal();
         victim.is_unharmed();
-        made.is_ok()
+        made
     });
     assert!(made > 0);
     bundle.nothing_is_left();

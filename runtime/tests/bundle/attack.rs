@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rkube_runtime::Error;
-use rkube_runtime::lifecycle;
+use rkube_runtime::lifecycle::{self, CreateOptions};
+use serde_json::json;
 
 use super::{Bundle, wait};
 
@@ -47,6 +48,29 @@ impl Bundle {
         wait(&made.pidfd);
         lifecycle::delete(&self.store(), &self.id, true).unwrap();
         started.map(|()| text)
+    }
+
+    /// The same with a terminal, which nobody reads from; whether it was made.
+    pub fn attempt_with_terminal(&self) -> bool {
+        let made = self.create_with(CreateOptions {
+            keeps_terminal: true,
+            ..CreateOptions::default()
+        });
+        if let Ok(made) = &made {
+            // What the program could write to is its own terminal alone.
+            let _ = made.container.start();
+            wait(&made.pidfd);
+        }
+        lifecycle::delete(&self.store(), &self.id, true).unwrap();
+        made.is_ok()
+    }
+
+    /// Terminals of its own, in the place of those of the default /dev.
+    pub fn own_terminals(&mut self) {
+        self.mount(
+            json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+            "options": ["newinstance", "ptmxmode=0666"]}),
+        );
     }
 }
 
