@@ -6,7 +6,9 @@
 mod cluster;
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use k8s_openapi::api::storage::v1::CSINode;
@@ -207,6 +209,17 @@ async fn a_node_writes_about_itself() {
             "can only create ResourceSlice with the same NodeName as the requesting node",
         );
     }
+    for change in [
+        json!({"nodeName": "b"}),
+        json!({"nodeName": null, "allNodes": true}),
+    ] {
+        refusal(
+            slices
+                .patch("a", &Patch::Merge(json!({"spec": change})))
+                .await,
+            "can only update ResourceSlice with the same NodeName as the requesting node",
+        );
+    }
     let others = b.all::<ResourceSlice>();
     refusal(
         others.delete("a", &DeleteParams::default()).await,
@@ -216,6 +229,45 @@ async fn a_node_writes_about_itself() {
     assert_eq!(list.items.len(), 1);
     own.delete("a", &DeleteParams::default()).await.unwrap();
     slices.delete("a", &DeleteParams::default()).await.unwrap();
+}
+
+/// Of a claim that its pods use a node tells what it found, and nothing else.
+#[tokio::test]
+async fn a_node_tells_the_size_of_its_claims() {
+    let cluster = cluster::bare().await;
+    let root = cluster.client(admin());
+    let accounts = root.namespaced::<ServiceAccount>("default");
+    let account = json!({"metadata": {"name": "default"}});
+    accounts.create(&account).await.unwrap();
+    let claims = root.namespaced::<PersistentVolumeClaim>("default");
+    let claim = json!({"metadata": {"name": "disk"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    claims.create(&claim).await.unwrap();
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "a",
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "disk"}}]}});
+    root.namespaced::<Pod>("default")
+        .create(&pod)
+        .await
+        .unwrap();
+    let node = cluster.client(User::named("system:node:a", &["system:nodes"]));
+    let own = node.namespaced::<PersistentVolumeClaim>("default");
+    let status = |change: Value| Patch::Merge(change);
+    let size = json!({"status": {"capacity": {"storage": "2Gi"},
+        "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}});
+    own.patch_sub("disk", "status", &status(size))
+        .await
+        .unwrap();
+    for change in [
+        json!({"metadata": {"labels": {"a": "b"}}}),
+        json!({"metadata": {"finalizers": ["example.com/stays"]}}),
+        json!({"status": {"phase": "Lost"}}),
+    ] {
+        refusal(
+            own.patch_sub("disk", "status", &status(change)).await,
+            "is not allowed to update fields other than status.capacity and status.conditions",
+        );
+    }
 }
 
 /// Bootstrap tokens over TLS: the right one asks for certificates and does

@@ -20,35 +20,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// The resources whose objects can be listed, watched and deleted, one
 /// version of each. Events are left out: nothing owns them for long.
 pub(crate) fn followed() -> Vec<&'static Resource> {
-    let preferred = resources::groups();
-    let first_version = |group: &str| {
-        let found = preferred.iter().find(|(g, _)| *g == group);
-        found
-            .map(|(_, versions)| versions.clone())
-            .unwrap_or_default()
-    };
-    let mut followed: Vec<&'static Resource> = Vec::new();
-    for resource in resources::all() {
-        let verbs = ["delete", "list", "watch"];
-        if !is_on_by_default(resource)
-            || resource.plural == "events"
-            || !verbs.iter().all(|v| resource.serves(v))
-        {
-            continue;
-        }
-        let gvk = resource.gvk;
-        let versions = first_version(gvk.group);
-        let place = |v: &str| versions.iter().position(|w| *w == v);
-        let other = followed
-            .iter_mut()
-            .find(|r| r.gvk.group == gvk.group && r.plural == resource.plural);
-        match other {
-            Some(other) if place(gvk.version) < place(other.gvk.version) => *other = resource,
-            Some(_) => {}
-            None => followed.push(resource),
-        }
-    }
-    followed
+    let verbs = ["delete", "list", "watch"];
+    let is_preferred =
+        |r: &Resource| resources::preferred(r.gvk.group, r.plural).is_some_and(|p| p.gvk == r.gvk);
+    resources::all()
+        .iter()
+        .filter(|r| is_on_by_default(r) && r.plural != "events")
+        .filter(|r| verbs.iter().all(|v| r.serves(v)) && is_preferred(r))
+        .collect()
 }
 
 /// The collection of a resource.

@@ -449,15 +449,15 @@ pub fn new_uuid() -> Result<String, PkiError> {
         })?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok([
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ]
-    .join("-"))
+    let mut text = String::with_capacity(36);
+    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.extend([digit(byte >> 4), digit(byte & 0xf)]);
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! need, and nothing else of its kind
 //! (`k8s.io/kubernetes/plugin/pkg/auth/authorizer/node`).
 
+use serde_json::Value;
+
 use super::defaults;
 use super::rules::Rule;
 use super::uses::{Kind, Uses};
@@ -42,7 +44,10 @@ impl NodeAuthorizer {
 
     /// Whether a pod bound to `node` uses a claim that is bound to a volume.
     fn is_used_volume(&self, node: &str, volume: &str) -> bool {
-        let claims = self.objects.list("", "persistentvolumeclaims", "");
+        let field = format!("\"volumeName\":{}", Value::from(volume));
+        let claims = self
+            .objects
+            .list_with("", "persistentvolumeclaims", "", field.as_bytes());
         let claims = claims.unwrap_or_default();
         let mut bound = claims.iter().filter(|c| c["spec"]["volumeName"] == *volume);
         bound.any(|claim| {

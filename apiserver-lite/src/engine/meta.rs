@@ -37,18 +37,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Status> {
 /// # Errors
 /// As [`random`].
 pub(crate) fn uid() -> Result<String, Status> {
-    let mut b: [u8; 16] = random()?;
-    b[6] = (b[6] & 0x0f) | 0x40;
-    b[8] = (b[8] & 0x3f) | 0x80;
-    let mut text = String::with_capacity(36);
-    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
-    for (i, byte) in b.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.extend([digit(byte >> 4), digit(byte & 0xf)]);
-    }
-    Ok(text)
+    rkube_pki::token::new_uuid().map_err(|e| Status::internal(&e.to_string()))
 }
 
 /// Letters of generated names: no vowels, so no words (`pkg/util/rand` of upstream).

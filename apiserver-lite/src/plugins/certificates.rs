@@ -45,76 +45,58 @@ fn signer(call: &Call) -> &str {
     call.old["spec"]["signerName"].as_str().unwrap_or_default()
 }
 
-/// Who approves or denies a request holds `approve` of its signer.
+/// Who writes a part of a request holds a right of the request's signer.
 #[derive(Debug)]
-pub struct CertificateApproval {
+pub struct Signers {
     authorize: Arc<dyn Authorize>,
+    name: &'static str,
+    part: &'static str,
+    verb: &'static str,
 }
 
-impl CertificateApproval {
-    /// With all authorizers of a server.
+impl Signers {
+    /// CertificateApproval, with all authorizers of a server: who approves or
+    /// denies holds `approve`.
     #[must_use]
-    pub const fn new(authorize: Arc<dyn Authorize>) -> Self {
-        Self { authorize }
-    }
-
-    fn check(&self, call: &Call) -> Result<(), Status> {
-        let signer = signer(call);
-        if !call.is_sub(GROUP, REQUESTS, "approval")
-            || may(&*self.authorize, call, "approve", signer)
-        {
-            return Ok(());
+    pub const fn approval(authorize: Arc<dyn Authorize>) -> Self {
+        Self {
+            authorize,
+            name: "CertificateApproval",
+            part: "approval",
+            verb: "approve",
         }
-        let why = format!("user not permitted to approve requests with signerName {signer:?}");
-        Err(forbidden(call, &why))
-    }
-}
-
-impl Admission for CertificateApproval {
-    fn name(&self) -> &'static str {
-        "CertificateApproval"
     }
 
-    fn handles(&self, operation: Operation) -> bool {
-        operation == Operation::Update
-    }
-
-    fn validate<'a>(&'a self, call: &'a mut Call) -> Step<'a> {
-        done(self.check(call))
-    }
-}
-
-/// Who gives a certificate, or changes conditions through the status, holds `sign` of the
-/// request's signer.
-#[derive(Debug)]
-pub struct CertificateSigning {
-    authorize: Arc<dyn Authorize>,
-}
-
-impl CertificateSigning {
-    /// With all authorizers of a server.
+    /// CertificateSigning, likewise: who gives a certificate, or changes
+    /// conditions through the status, holds `sign`.
     #[must_use]
-    pub const fn new(authorize: Arc<dyn Authorize>) -> Self {
-        Self { authorize }
+    pub const fn signing(authorize: Arc<dyn Authorize>) -> Self {
+        Self {
+            authorize,
+            name: "CertificateSigning",
+            part: "status",
+            verb: "sign",
+        }
     }
 
     fn check(&self, call: &Call) -> Result<(), Status> {
         let same = |field: &str| call.object["status"][field] == call.old["status"][field];
         let signer = signer(call);
-        if !call.is_sub(GROUP, REQUESTS, "status")
-            || (same("certificate") && same("conditions"))
-            || may(&*self.authorize, call, "sign", signer)
+        if !call.is_sub(GROUP, REQUESTS, self.part)
+            || (self.part == "status" && same("certificate") && same("conditions"))
+            || may(&*self.authorize, call, self.verb, signer)
         {
             return Ok(());
         }
-        let why = format!("user not permitted to sign requests with signerName {signer:?}");
+        let verb = self.verb;
+        let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
         Err(forbidden(call, &why))
     }
 }
 
-impl Admission for CertificateSigning {
+impl Admission for Signers {
     fn name(&self) -> &'static str {
-        "CertificateSigning"
+        self.name
     }
 
     fn handles(&self, operation: Operation) -> bool {

@@ -22,7 +22,7 @@ use crate::auth::Authorize;
 use crate::authz::Rbac;
 use crate::authz::escalation::Escalation;
 
-pub use certificates::{CertificateApproval, CertificateSigning, CertificateSubjectRestriction};
+pub use certificates::{CertificateSubjectRestriction, Signers};
 pub use namespace::NamespaceLifecycle;
 pub use node::{NodeRestriction, TaintNodesByCondition};
 pub use pod::{DefaultTolerationSeconds, Priority};
@@ -40,8 +40,8 @@ pub fn chain(rbac: Arc<Rbac>, authorize: Arc<dyn Authorize>) -> Chain {
         Arc::new(Priority),
         Arc::new(DefaultTolerationSeconds::default()),
         Arc::new(RuntimeClass),
-        Arc::new(CertificateApproval::new(Arc::clone(&authorize))),
-        Arc::new(CertificateSigning::new(Arc::clone(&authorize))),
+        Arc::new(Signers::approval(Arc::clone(&authorize))),
+        Arc::new(Signers::signing(Arc::clone(&authorize))),
         Arc::new(CertificateSubjectRestriction),
         Arc::new(Escalation::new(rbac, authorize)),
     ];

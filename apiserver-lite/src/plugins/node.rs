@@ -119,12 +119,16 @@ fn restrict(call: &Call) -> Result<(), Status> {
             }
             no("node requested token bound to a pod scheduled on a different node".into())
         }
+        ("", "persistentvolumeclaims", "status") => {
+            if beyond_what_a_node_finds(&call.object) == beyond_what_a_node_finds(&call.old) {
+                return Ok(());
+            }
+            no(format!(
+                "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+            ))
+        }
         ("coordination.k8s.io", "leases", _) => {
-            let name = match call.name.as_str() {
-                "" => call.object["metadata"]["name"].as_str().unwrap_or(""),
-                name => name,
-            };
-            if call.namespace != LEASE_NAMESPACE || name != node {
+            if call.namespace != LEASE_NAMESPACE || named(call) != node {
                 return no(format!(
                     "can only access node lease with the same name as the requesting node in {LEASE_NAMESPACE}"
                 ));
@@ -132,11 +136,7 @@ fn restrict(call: &Call) -> Result<(), Status> {
             Ok(())
         }
         ("storage.k8s.io", "csinodes", _) => {
-            let name = match call.name.as_str() {
-                "" => call.object["metadata"]["name"].as_str().unwrap_or(""),
-                name => name,
-            };
-            if name != node {
+            if named(call) != node {
                 return no(
                     "can only access CSINode with the same name as the requesting node".into(),
                 );
@@ -145,10 +145,10 @@ fn restrict(call: &Call) -> Result<(), Status> {
         }
         ("resource.k8s.io", "resourceslices", _) => {
             let (slice, verb) = match call.operation {
-                Operation::Create => (&call.object, "create"),
                 Operation::Delete => (&call.old, "delete"),
-                // The node of a slice cannot be changed.
-                _ => return Ok(()),
+                Operation::Create => (&call.object, "create"),
+                // Whose the old one is, the authorizer has asked.
+                _ => (&call.object, "update"),
             };
             if slice["spec"]["nodeName"] != *node {
                 return no(format!(
@@ -159,6 +159,36 @@ fn restrict(call: &Call) -> Result<(), Status> {
         }
         _ => Ok(()),
     }
+}
+
+/// The name that a call is about; of a new object its own.
+fn named(call: &Call) -> &str {
+    match call.name.as_str() {
+        "" => call.object["metadata"]["name"].as_str().unwrap_or(""),
+        name => name,
+    }
+}
+
+/// A claim without what a node finds out about the volume: how large it is and
+/// what became of a request for more (`admitPVCStatus` of upstream).
+fn beyond_what_a_node_finds(claim: &Value) -> Value {
+    let mut rest = claim.clone();
+    let mut drop = |part: &str, fields: &[&str]| {
+        if let Some(part) = rest[part].as_object_mut() {
+            part.retain(|name, _| !fields.contains(&name.as_str()));
+        }
+    };
+    drop("metadata", &["resourceVersion", "managedFields"]);
+    drop(
+        "status",
+        &[
+            "capacity",
+            "conditions",
+            "allocatedResources",
+            "allocatedResourceStatuses",
+        ],
+    );
+    rest
 }
 
 fn pods(call: &Call, node: &str, sub: &str) -> Result<(), Status> {
