@@ -96,19 +96,23 @@ pub(crate) fn decode<T: serde::de::DeserializeOwned>(
     text: &[u8],
     process: &str,
 ) -> serde_json::Result<T> {
-    let named = |name: &str| text.windows(name.len()).any(|w| w == name.as_bytes());
-    if !SCHEDULER_FLAGS.iter().any(|(name, _)| named(name)) {
-        return serde_json::from_slice(text);
-    }
-    let mut value: Value = serde_json::from_slice(text)?;
+    let failed = match serde_json::from_slice(text) {
+        Err(e) => e,
+        ok => return ok,
+    };
+    let Ok(mut value) = serde_json::from_slice::<Value>(text) else {
+        return Err(failed);
+    };
     let flags = value.pointer_mut(&format!("{process}/scheduler/flags"));
+    let mut renamed = false;
     for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
         let other = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name);
         if let Some((_, other)) = other {
             *flag = (*other).into();
+            renamed = true;
         }
     }
-    typed(&value)
+    if renamed { typed(&value) } else { Err(failed) }
 }
 
 /// What a JSON value describes, by way of its text: `serde_json::from_value`

@@ -101,7 +101,14 @@ pub(super) fn list(store: &Store, args: &List, log: &mut Log) -> Result<()> {
         log.warn(&error.chain());
     }
     for (container, owner) in found.containers {
-        let mut row = state_value(&container)?;
+        let mut row = match state_value(&container) {
+            Ok(row) => row,
+            // As one whose record cannot be read: it hides no other.
+            Err(error) => {
+                log.warn(&error.chain());
+                continue;
+            }
+        };
         row["owner"] = owner_name(owner).into();
         rows.push(row);
     }

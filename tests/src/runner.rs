@@ -112,15 +112,18 @@ fn run_unit(unit: &Unit) -> TestResult {
         reason: why.to_owned(),
         output: String::new(),
     };
+    // A test of libtest can only return, whatever it found.
+    if let Ok(Ended {
+        status: Some(0),
+        unclean: None,
+        output,
+    }) = &ended
+        && !unit.on_ground
+        && let Some(why) = skip_of(output)
+    {
+        return skipped(why);
+    }
     match ended {
-        // A test of libtest can only return, whatever it found.
-        Ok(Ended {
-            status: Some(0),
-            unclean: None,
-            output,
-        }) if !unit.on_ground && skip_of(&output).is_some() => {
-            skipped(skip_of(&output).unwrap_or_default())
-        }
         Ok(Ended {
             status: Some(0),
             unclean: None,

@@ -141,7 +141,7 @@ impl Tracer {
     fn start(words: &[String], output: Output) -> anyhow::Result<Self> {
         let stream = |file: Option<File>| file.map_or_else(Stdio::null, Stdio::from);
         let mut child = Command::new("/bin/sh")
-            .args(["-c", "read -r line; exec \"$@\" < /dev/null", "sh"])
+            .args(["-c", "read -r line && exec \"$@\" < /dev/null", "sh"])
             .args(words)
             .stdin(Stdio::piped())
             .stdout(stream(output.stdout))

@@ -3,13 +3,13 @@
 //! A present `/dev/kvm` may refuse, hang without end, or run firmware and then
 //! give up on an instruction of the kernel; so a machine is started and asked
 //! for its status, and the very kernel is booted, each with a time limit. The
-//! verdict is kept for as long as this machine runs (its boot id).
+//! verdict on a kernel is kept for as long as this machine runs (its boot id).
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use rkube_tests::command::Cmd;
+use rkube_tests::command::{Cmd, Running};
 use rkube_tests::wait::child_ended;
 
 /// How long the try may take; a working KVM answers in a tenth of a second.
@@ -52,11 +52,12 @@ impl Accel {
 }
 
 /// Decides, by the override, the kept verdict, or a try, of which `boots` is
-/// the second half: whether the guest that is wanted comes up in hardware.
+/// the second half: whether the guest that is wanted, with this kernel, comes up
+/// in hardware.
 ///
 /// # Errors
 /// The verdict cannot be kept. A failed try is a verdict, not an error.
-pub fn decide(cache: &Path, boots: impl FnOnce() -> bool) -> anyhow::Result<Accel> {
+pub fn decide(cache: &Path, kernel: &Path, boots: impl FnOnce() -> bool) -> anyhow::Result<Accel> {
     if let Some(named) = std::env::var(OVERRIDE)
         .ok()
         .and_then(|v| Accel::from_name(&v))
@@ -65,21 +66,25 @@ pub fn decide(cache: &Path, boots: impl FnOnce() -> bool) -> anyhow::Result<Acce
     }
     let boot =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read boot_id")?;
+    let about = format!("{} {}", boot.trim(), kernel.display());
     let kept_at = cache.join("accel");
     let kept = std::fs::read_to_string(&kept_at).unwrap_or_default();
-    if let Some((of_boot, verdict)) = kept.trim().split_once(' ')
-        && of_boot == boot.trim()
+    if let Some((verdict, of)) = kept.trim().split_once(' ')
+        && of == about
         && let Some(accel) = Accel::from_name(verdict)
     {
         return Ok(accel);
     }
-    let accel = if kvm_answers() && boots() {
-        Accel::Kvm
-    } else {
-        Accel::Tcg
+    let accel = match kvm_answers() {
+        true if boots() => Accel::Kvm,
+        true => {
+            println!("the kernel does not come up with /dev/kvm: guests are emulated");
+            Accel::Tcg
+        }
+        false => Accel::Tcg,
     };
     std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
-    let line = format!("{} {}\n", boot.trim(), accel.as_str());
+    let line = format!("{} {about}\n", accel.as_str());
     std::fs::write(&kept_at, line).with_context(|| format!("write {}", kept_at.display()))?;
     Ok(accel)
 }
@@ -120,11 +125,15 @@ fn kvm_answers() -> bool {
                 l.contains("RIP=") || l.contains("EIP=")
             })
             .is_ok();
+    ended_by_itself(run, limit) && answered
+}
+
+/// Whether a QEMU ends within the limit; killed and left to the kernel if not:
+/// waiting for a process that hangs in the driver would hang us too.
+pub(crate) fn ended_by_itself(run: Running, limit: Duration) -> bool {
     let ended = child_ended(run.pid(), limit).unwrap_or(false);
     if !ended {
-        // Killed, and left to the kernel: waiting for a process that hangs in
-        // the driver would hang us too.
         run.abandon();
     }
-    answered && ended
+    ended
 }

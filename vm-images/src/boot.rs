@@ -75,7 +75,9 @@ impl Plan {
             link: None,
             order,
         };
-        machine.accel = accel::decide(&self.cache, || machine.comes_up_in_hardware())?;
+        machine.accel = accel::decide(&self.cache, &machine.kernel, || {
+            machine.comes_up_in_hardware(&run)
+        })?;
         Ok(machine)
     }
 

@@ -10,9 +10,9 @@ use rkube_tests::command::{Cmd, Next, Running};
 use rkube_tests::layout::Layout;
 use rkube_tests::report::Event;
 use rkube_tests::unit::TestResult;
-use rkube_tests::wait::child_ended;
 
-use crate::accel::Accel;
+use crate::accel::{self, Accel};
+use crate::disk;
 use crate::guest::{INIT, Order, RESULTS_PORT};
 
 /// The program.
@@ -29,6 +29,8 @@ const BOOT_SILENCE_SECS: u64 = 120;
 /// A boot that tries hardware acceleration may take so long: where that works,
 /// it takes two seconds, firmware included.
 const TRIAL_SECS: u64 = 15;
+/// The disk of such a boot.
+const TRIAL_DISK_BYTES: u64 = 64 << 20;
 /// Lines of QEMU's own complaints that are kept.
 const COMPLAINTS_MAX_LINES: usize = 100;
 
@@ -157,37 +159,33 @@ impl Machine {
     }
 
     /// Whether the kernel boots in hardware as far as the suite, which here
-    /// finds no test to run, and powers off.
-    pub fn comes_up_in_hardware(&self) -> bool {
-        let trial = Machine {
-            accel: Accel::Kvm,
-            console: self.console.with_extension("kvm.log"),
-            order: Order {
-                filters: vec!["no-such-test".to_owned()],
-                ..Order::new(Layout::V2, Stage::Vm)
-            },
-            ..self.clone()
+    /// finds no test to run, and powers off. It gets a disk of its own, made in
+    /// `dir`: a QEMU that hangs keeps the lock of its disk.
+    pub fn comes_up_in_hardware(&self, dir: &Path) -> bool {
+        let limit = Duration::from_secs(TRIAL_SECS);
+        let attempt = || -> anyhow::Result<bool> {
+            let place = tempfile::tempdir_in(dir).context("make a directory for a trial")?;
+            let empty = place.path().join("empty");
+            std::fs::create_dir(&empty).context("make an empty tree")?;
+            let trial = Machine {
+                accel: Accel::Kvm,
+                disk: disk::make(&place.path().join("disk.img"), &empty, TRIAL_DISK_BYTES)?,
+                console: self.console.with_extension("kvm.log"),
+                // A stage without the tests of packages, which would be asked
+                // what they have.
+                order: Order {
+                    filters: vec!["no-such-test".to_owned()],
+                    ..Order::new(Layout::V2, Stage::Lacking)
+                },
+                ..self.clone()
+            };
+            let mut qemu = trial.spawn()?;
+            let done = qemu.line("the end of the suite", limit, |line| {
+                matches!(serde_json::from_str(line), Ok(Event::Done))
+            });
+            Ok(accel::ended_by_itself(qemu, limit) && done.is_ok())
         };
-        let Ok(mut qemu) = trial.spawn() else {
-            return false;
-        };
-        let end = Instant::now() + Duration::from_secs(TRIAL_SECS);
-        let mut done = false;
-        while !done {
-            match qemu.next_line(end.saturating_duration_since(Instant::now())) {
-                Next::Line(line) => {
-                    done = matches!(serde_json::from_str(&line), Ok(Event::Done));
-                }
-                Next::Silence | Next::End => break,
-            }
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        let ended = child_ended(qemu.pid(), left).unwrap_or(false);
-        if !ended {
-            // As in the first half of the try: it may hang in the driver.
-            qemu.abandon();
-        }
-        done && ended
+        attempt().unwrap_or(false)
     }
 
     /// Boots for tests and listens until QEMU ends; each result is handed to

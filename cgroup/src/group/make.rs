@@ -124,6 +124,24 @@ impl Cgroup {
         if missing.is_empty() {
             return Ok(());
         }
+        // What the level above keeps back is told first, as the kernel tells
+        // it before it looks for processes.
+        let given = dir.read("cgroup.controllers")?;
+        let (missing, absent): (Vec<_>, Vec<_>) = missing.into_iter().partition(|c| {
+            let mut given = given.split_ascii_whitespace();
+            given.any(|name| name == c.name(Version::V2))
+        });
+        for controller in absent {
+            if select.needs().contains(controller) {
+                return Err(self
+                    .hierarchies
+                    .missing_error(controller, &format!("cgroup {}", self.path)));
+            }
+            tracing::debug!(%controller, group = %dir.path().display(), "controller left off");
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
         let plus = |list: &[Controller]| {
             let names: Vec<String> = list
                 .iter()

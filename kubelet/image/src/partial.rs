@@ -222,11 +222,12 @@ impl std::fmt::Debug for Resumed<'_> {
 /// Whether nobody holds the file, and it still has this name. It is locked as
 /// long as the handle is open.
 fn is_free(file: &File, dir: &OwnedFd, name: &str) -> bool {
-    let flock = FlockOperation::NonBlockingLockExclusive;
-    let ino = file.metadata().map(|m| m.ino());
-    let named = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
-    rustix::fs::flock(file, flock).is_ok()
-        && named.is_ok_and(|st| ino.is_ok_and(|ino| ino == st.st_ino))
+    // Whoever held the lock until now may have put another in its place.
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        && file.metadata().is_ok_and(|own| {
+            let named = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+            named.is_ok_and(|st| own.ino() == st.st_ino)
+        })
 }
 
 impl Store {

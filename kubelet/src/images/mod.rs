@@ -298,7 +298,8 @@ fn pull_recorded<R: ContainerRuntime>(
         message: format!("write the record of the pull: {e}"),
     };
     // Nobody finds the image without its record, not even if this is the end.
-    let coming: Arc<Mutex<Option<String>>> = Arc::default();
+    // A pull that goes on at a mirror comes by here again.
+    let coming: Arc<Mutex<Vec<String>>> = Arc::default();
     let hook = {
         let (shared, coming) = (Arc::clone(shared), Arc::clone(&coming));
         BeforeCommit::new(move |id: &Digest| {
@@ -306,7 +307,7 @@ fn pull_recorded<R: ContainerRuntime>(
             // One that cannot be looked for may be there, but not for sure.
             let present = matches!(shared.runtime.image_id(&id), Ok(Some(_)));
             shared.images.records.coming(&id, present)?;
-            *lock(&coming) = Some(id);
+            lock(&coming).push(id);
             Ok(())
         })
     };
@@ -332,9 +333,12 @@ fn pull_recorded<R: ContainerRuntime>(
             .map_err(noted)?;
         Ok(pulled)
     });
-    if let Some(id) = lock(&coming).take() {
-        records.ended(&id).map_err(noted)?;
-    }
+    let coming = std::mem::take(&mut *lock(&coming));
+    let ended: Vec<_> = coming.iter().map(|id| records.ended(id)).collect();
+    ended
+        .into_iter()
+        .collect::<std::io::Result<()>>()
+        .map_err(noted)?;
     done
 }
 

@@ -30,8 +30,16 @@ impl Root {
     /// # Errors
     /// open(2)'s.
     pub fn of_process() -> Result<Self, Errno> {
+        Self::at(c"/")
+    }
+
+    /// The root that a directory is.
+    ///
+    /// # Errors
+    /// open(2)'s.
+    pub fn at(path: impl rustix::path::Arg) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self(rustix::fs::open(c"/", flags, Mode::empty())?))
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
     /// The root's descriptor.

@@ -107,7 +107,7 @@ pub fn create(store: &Store, mut options: CreateOptions) -> Result<Made> {
         bundle: bundle.clone(),
         rootfs: rootfs.unwrap_or_default(),
         created: super::time::rfc3339(SystemTime::now()),
-        boot_id: boot_id()?,
+        boot_id: boot_id()?.to_owned(),
         cgroup: cgroup.to_string(),
         // Slices are systemd's to make and to remove.
         cgroup_above: match &scope {

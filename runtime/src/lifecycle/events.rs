@@ -30,7 +30,9 @@ pub fn wait_events(
             PollFd::from_borrowed_fd(watch.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, left.as_ref()) {
-            Err(Errno::INTR) => continue,
+            // What came of it is looked at, and the wait goes on for what is
+            // left of it.
+            Err(Errno::INTR) => {}
             other => drop(other.on("wait for", "events")?),
         }
         let ended = !fds[0].revents().is_empty();

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rkube_cgroup::systemd::Scope;
@@ -154,11 +155,15 @@ pub fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The id of this boot (random(4)).
-pub(super) fn boot_id() -> Result<String> {
+/// The id of this boot (random(4)), read once.
+pub(super) fn boot_id() -> Result<&'static str> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(id);
+    }
     let text = std::fs::read_to_string(PATH).on("read", PATH)?;
-    Ok(text.trim().to_owned())
+    Ok(ID.get_or_init(|| text.trim().to_owned()))
 }
 
 impl Store {

@@ -1,10 +1,10 @@
 //! The home directory of a user, out of a container's own files.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
+use rkube_keeper::inroot::Root;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, Result};
@@ -24,16 +24,14 @@ pub(super) fn home(root: &Path, uid: u32) -> Result<String> {
 }
 
 fn passwd(root: &Path) -> std::io::Result<Option<String>> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root: OwnedFd = match rustix::fs::open(root, flags, Mode::empty()) {
+    let root = match Root::at(root) {
         // What is no root file system is told by whoever mounts it.
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         other => other?,
     };
     // A FIFO in its place must not hold us up.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(&root, "etc/passwd", flags, Mode::empty(), resolve) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match root.open(b"etc/passwd", flags) {
         // ENXIO: a socket or a device.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(None),
         other => other?,

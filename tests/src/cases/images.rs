@@ -16,7 +16,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("images::busybox_runs", busybox_runs),
         Case::new("images::minbase_runs", minbase_runs).within_secs(300),
-        Case::new("images::forms_of_skopeo", forms_of_skopeo),
+        Case::new("images::forms_of_skopeo", forms_of_skopeo).host_only(),
         Case::new("images::root_file_systems", root_file_systems),
         Case::new("images::in_use_is_kept", in_use_is_kept),
         Case::new("images::many_layers", many_layers),

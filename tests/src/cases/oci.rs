@@ -178,11 +178,10 @@ fn judged(text: &str) -> anyhow::Result<Vec<Call<'_>>> {
         .context("nobody enters a root in the trace")?;
     let all: Vec<_> = calls(text).filter(|call| call.pid == stage).collect();
     let begin = all.iter().rposition(|call| call.name == entry).unwrap_or(0);
-    let setup: Vec<_> = all
-        .into_iter()
-        .skip(begin)
-        .take_while(|call| call.name != "execve")
-        .collect();
+    let inside: Vec<_> = all.into_iter().skip(begin).collect();
+    let end = inside.iter().position(|call| call.name == "execve");
+    let end = end.context("the program is not executed")?;
+    let setup: Vec<_> = inside.into_iter().take(end).collect();
     let wrong: Vec<_> = setup
         .iter()
         .filter_map(|call| Some(format!("{}: {}", objection(call)?, call.line)))

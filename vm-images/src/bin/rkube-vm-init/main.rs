@@ -212,7 +212,7 @@ fn place_helpers(programs: &str) -> anyhow::Result<()> {
 
 /// What the suite and a shell find in their environment; `programs` is where
 /// this initramfs is seen.
-fn environment(path: &str, programs: &str) -> [(&'static str, String); 7] {
+fn environment(path: &str, programs: &str) -> [(&'static str, String); 6] {
     [
         ("PATH", format!("{path}:{programs}/bin")),
         ("HOME", "/root".to_owned()),
@@ -220,7 +220,6 @@ fn environment(path: &str, programs: &str) -> [(&'static str, String); 7] {
         ("TMPDIR", format!("{}/tmp", guest::DISK)),
         (repo::TEST_IMAGES, format!("{}/images", guest::DISK)),
         (repo::RKUBE_BIN, format!("{programs}{}", guest::RKUBE)),
-        (repo::MAY_SKIP, "1".to_owned()),
     ]
 }
 
